@@ -1,0 +1,64 @@
+"""Atomic writes and content hashes: what every format in this folder is built on."""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+
+from errors import PipelineError
+
+MANIFEST = "manifest.json"
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Write a file so that a reader, or a kill at any moment, sees the whole of it or nothing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def write_json(path: Path, tree) -> None:
+    """Write JSON with a fixed layout: the same content is the same bytes. Non-finite numbers are refused."""
+    write_atomic(path, (json.dumps(tree, indent=2, sort_keys=True, allow_nan=False) + "\n").encode())
+
+
+def read_json(path: Path):
+    """Read JSON.
+
+    Raises:
+        PipelineError: naming the file, when it is missing or not JSON.
+    """
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        raise PipelineError(f"{path}: no such file; run the stage that makes it (dvc repro)") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise PipelineError(f"{path}: not valid JSON ({error}); delete it and run dvc repro") from None
+
+
+def sha256_bytes(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def sha256_file(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def fingerprint(path: Path) -> str:
+    """Identify the content of a stage's input without reading what its manifest already vouches for.
+
+    A folder with a manifest.json is identified by it (our manifests hold the sha256 of every other file);
+    a file by its bytes; any other folder by names, sizes and modification times.
+    """
+    if path.is_file():
+        return sha256_file(path)
+    if (path / MANIFEST).is_file():
+        return sha256_file(path / MANIFEST)
+    files = sorted(file for file in path.rglob("*") if file.is_file())
+    listing = [(str(f.relative_to(path)), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
+    return sha256_bytes(json.dumps(listing).encode())
