@@ -1,0 +1,48 @@
+# The index of commands. `make` alone prints it.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+export PATH := $(abspath $(BIN)):$(PATH)
+export DVC_NO_ANALYTICS := 1
+export PYTHONUNBUFFERED := 1
+
+.PHONY: help setup run test lint status clean-scratch lock preset
+
+help: ## show this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## ?/  make \1\t/' | expand -t 24
+
+setup: $(BIN)/.installed ## install everything into .venv (PYTHON=python3.12 chooses the interpreter)
+
+$(BIN)/.installed: requirements.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 13) else f"error: Python 3.11 to 3.13 is needed, $(PYTHON) is {v[0]}.{v[1]}; try make setup PYTHON=python3.12")'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	$(BIN)/uv pip install --quiet --compile-bytecode --require-hashes --python $(BIN)/python -r requirements.txt
+	@touch $@
+
+run: setup ## reproduce the whole pipeline; only what changed runs
+	@python -m params
+	dvc repro
+
+test: setup ## run all tests
+	python -m pytest
+
+lint: setup ## check style
+	ruff check .
+
+status: setup ## say what would run, and why
+	dvc status
+
+clean-scratch: ## forget the state of killed stages; they start over
+	rm -rf .scratch
+
+preset: setup ## make a preset the parameters: make preset NAME=cifar10
+	@test -f presets/$(NAME).yaml || { echo "error: no presets/$(NAME).yaml; there are: $$(ls presets | sed 's/.yaml//' | tr '\n' ' ')"; exit 1; }
+	@python -m params presets/$(NAME).yaml
+	cp presets/$(NAME).yaml params.yaml
+
+lock: ## resolve requirements.in into requirements.txt
+	$(BIN)/uv pip compile requirements.in --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+	  --custom-compile-command 'make lock' --quiet --upgrade -o requirements.txt

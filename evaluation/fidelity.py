@@ -1,0 +1,123 @@
+"""Features -> statistics -> metrics between sets of images, by torch-fidelity's functions, and the protocol they hold under.
+
+A Fréchet distance is called FID, and a kernel distance KID, only on Inception-v3 features; on any other the name carries
+the extractor's. All three kinds depend on the number of images, so values compare only under the same protocol.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+import torch_fidelity
+from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_features_to_statistics, fid_statistics_to_metric
+from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, isc_features_to_metric
+from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, kid_features_to_metric
+from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, prc_features_to_metric
+
+from errors import PipelineError
+from evaluation.extractors import INCEPTION, Extractor
+from params import Evaluation
+
+KID_SEED = 2020  # of the subsets; the same for every run, so that two runs differ by their images alone
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Features (N, D) of the real images, and their statistics, computed once for all comparisons."""
+
+    features: torch.Tensor
+    statistics: dict
+
+    @classmethod
+    def of(cls, features: torch.Tensor) -> Reference:
+        return cls(features, features_to_statistics(features))
+
+
+def metric_names(extractor: str) -> tuple[str, str]:
+    """Names of the Fréchet and the kernel distance on this extractor's features."""
+    if extractor == INCEPTION:
+        return "fid", "kid"
+    suffix = extractor.replace("-", "_")
+    return f"fd_{suffix}", f"kd_{suffix}"
+
+
+def extract(extractor: Extractor, batches: Iterable[torch.Tensor]) -> dict[str, torch.Tensor]:
+    """uint8 batches (B, 3, H, W) to what the extractor gives for all of them, in order: ``{"features": (N, D), ...}``."""
+    outputs = [extractor(batch) for batch in batches]
+    return {name: torch.cat([output[name] for output in outputs]) for name in outputs[0]}
+
+
+def features_to_statistics(features: torch.Tensor) -> dict:
+    """Mean and covariance of features (N, D), for a Fréchet distance."""
+    _require(features, 2, "a Fréchet distance")
+    return fid_features_to_statistics(features)
+
+
+def frechet_distance(statistics: dict, reference: dict) -> float:
+    """Squared 2-Wasserstein distance of the Gaussians with these means and covariances; 0 when they are equal."""
+    return fid_statistics_to_metric(statistics, reference, verbose=False)[KEY_METRIC_FID]
+
+
+def kernel_distance(features: torch.Tensor, reference: torch.Tensor, subset_size: int, num_subsets: int) -> float:
+    """Unbiased squared maximum mean discrepancy, cubic kernel, mean over random subsets: about 0, also below, for equal sets."""
+    for one in (features, reference):
+        _require(one, subset_size, f"evaluation.kid_subset_size {subset_size}")
+    settings = {"kid_subsets": num_subsets, "kid_subset_size": subset_size, "rng_seed": KID_SEED, "verbose": False}
+    return kid_features_to_metric(features, reference, **settings)[KEY_METRIC_KID_MEAN]
+
+
+def precision_recall(features: torch.Tensor, reference: torch.Tensor) -> dict[str, float]:
+    """Share of the features within the reference's 3-nearest-neighbour balls, and the reverse (Kynkäänniemi et al., 2019)."""
+    for one in (features, reference):
+        _require(one, 4, "precision and recall (an image and its 3 neighbours)")
+    values = prc_features_to_metric(features, reference, verbose=False)
+    return {"precision": values[KEY_METRIC_PRECISION], "recall": values[KEY_METRIC_RECALL]}
+
+
+def distances(outputs: dict[str, torch.Tensor], reference: Reference, extractor: Extractor, settings: Evaluation) -> dict[str, float]:
+    """Fréchet and kernel distance of extracted images to the reference, under the names that are theirs."""
+    frechet, kernel = metric_names(extractor.name)
+    features = outputs["features"]
+    return {
+        frechet: frechet_distance(features_to_statistics(features), reference.statistics),
+        kernel: kernel_distance(features, reference.features, settings.kid_subset_size, settings.kid_num_subsets),
+    }
+
+
+def sample_metrics(outputs: dict[str, torch.Tensor], reference: Reference, extractor: Extractor, settings: Evaluation) -> dict[str, float]:
+    """``distances`` and what is asked of generated images besides: precision, recall and, with Inception, its score."""
+    metrics = distances(outputs, reference, extractor, settings) | precision_recall(outputs["features"], reference.features)
+    if "logits" in outputs:
+        _require(outputs["logits"], 10, "an Inception score (10 splits)")
+        metrics["inception_score"] = isc_features_to_metric(outputs["logits"])[KEY_METRIC_ISC_MEAN]
+    return metrics
+
+
+def build_protocol(extractor: Extractor, settings: Evaluation, shards: dict, reference_sha256: str) -> dict:
+    """Everything that two values must share to be compared.
+
+    Args:
+        shards: the manifest of the real images' shards.
+        reference_sha256: of the file of the reference's features.
+    """
+    return {
+        "extractor": extractor.name,
+        "extractor_weights_sha256": extractor.weights_sha256,
+        "extractor_input_size": extractor.input_size,
+        "extractor_resize_filter": extractor.resize_filter,
+        "image_size": shards["image_size"],
+        "dataset_resize_filter": shards["dataset"]["resize_filter"],
+        "split": "validation",
+        "num_images": settings.num_images,
+        "reference_sha256": reference_sha256,
+        "kid_subset_size": settings.kid_subset_size,
+        "kid_num_subsets": settings.kid_num_subsets,
+        "torch_fidelity": torch_fidelity.__version__,
+    }
+
+
+def _require(features: torch.Tensor, at_least: int, purpose: str) -> None:
+    if len(features) < at_least:
+        raise PipelineError(f"{len(features)} images are too few for {purpose}: at least {at_least}; raise evaluation.num_images")

@@ -1,0 +1,73 @@
+"""The reference: features of real validation images, computed once, which every distance of an experiment is taken to.
+
+Also which images those are: evenly spaced over the split, so that a split stored class by class is covered as a whole.
+"""
+
+from pathlib import Path
+
+import torch
+
+from errors import PipelineError
+from evaluation.extractors import Extractor
+from evaluation.fidelity import Reference, build_protocol
+from params import Evaluation
+from storage.files import MANIFEST, fingerprint, read_json, sha256_file, write_json
+from storage.shards import ShardDataset, read_manifest
+from storage.weights import load_weights, save_weights
+
+FORMAT = "dae-reference-1"
+FEATURES = "features.safetensors"
+
+
+def evenly_spaced(num_available: int, num_wanted: int) -> list[int]:
+    """Indices of ``num_wanted`` of ``num_available`` images (all of them, in order, when the numbers are equal)."""
+    return [position * num_available // num_wanted for position in range(num_wanted)]
+
+
+def chosen_images(dataset: ShardDataset, num_images: int, what: str, remedy: str) -> list[int]:
+    """Indices of the images of a split that are evaluated.
+
+    Raises:
+        PipelineError: when there are too few; ``what`` names the images, ``remedy`` says what else can be changed.
+    """
+    if len(dataset) < num_images:
+        raise PipelineError(
+            f"evaluation.num_images is {num_images}, but {dataset.folder} has {len(dataset)} {what} images: "
+            f"lower evaluation.num_images or {remedy}"
+        )
+    return evenly_spaced(len(dataset), num_images)
+
+
+def save_reference(folder: Path, shards: Path, features: torch.Tensor, extractor: Extractor, settings: Evaluation) -> dict:
+    """Write features (N, D) and manifest.json, and return the protocol, which carries the hash of the features' file."""
+    save_weights(folder / FEATURES, {"features": features})
+    protocol = build_protocol(extractor, settings, read_manifest(shards), sha256_file(folder / FEATURES))
+    write_json(folder / MANIFEST, {"format": FORMAT, "protocol": protocol, "shards_sha256": fingerprint(shards)})
+    return protocol
+
+
+def load_reference(folder: Path, shards: Path, extractor: Extractor, settings: Evaluation) -> tuple[Reference, dict]:
+    """Read what ``save_reference`` wrote, with its protocol.
+
+    Raises:
+        PipelineError: when it is damaged, of other images than these shards, or of another protocol than asked for.
+    """
+    manifest = read_json(folder / MANIFEST)
+    if manifest.get("format") != FORMAT:
+        raise PipelineError(f"{folder / MANIFEST}: not a reference in format {FORMAT}; run dvc repro reference")
+    features = load_weights(folder / FEATURES)["features"]
+    shards_sha256, features_sha256 = fingerprint(shards), sha256_file(folder / FEATURES)
+    if manifest["shards_sha256"] != shards_sha256:
+        raise PipelineError(
+            f"{folder}: computed on shards {manifest['shards_sha256'][:16]}, but {shards} is {shards_sha256[:16]}; run dvc repro reference"
+        )
+    if manifest["protocol"]["reference_sha256"] != features_sha256:
+        raise PipelineError(
+            f"{folder / FEATURES}: its hash is {features_sha256[:16]}, the manifest says "
+            f"{manifest['protocol']['reference_sha256'][:16]}; delete the folder and run dvc repro reference"
+        )
+    asked = build_protocol(extractor, settings, read_manifest(shards), features_sha256)
+    for key, value in asked.items():
+        if manifest["protocol"][key] != value:
+            raise PipelineError(f"{folder}: made with {key} {manifest['protocol'][key]!r}, asked for is {value!r}; run dvc repro reference")
+    return Reference.of(features), asked

@@ -1,0 +1,330 @@
+"""The report: one HTML page without scripts or requests, made from the summary, the curves, the grids and the parameters."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from evaluation.plots import NUM_ARM_COLORS, draw_panels, embed_grid, read_curve
+from evaluation.summary import EXTRACTOR_LABELS, TRAINING_STAGES, decimals, describe, images_seen
+
+TEMPLATE = Path(__file__).with_name("report.html.jinja")
+NUM_NAMES_SHOWN = 20  # of skipped images; the rest are counted
+SECTION_LABELS = {
+    "reconstruction_stage1": "Reconstruction after stage 1",
+    "reconstruction_stage2": "Reconstruction after stage 2",
+    "samples": "Samples",
+    "codebook": "Codebook",
+    "prior": "Prior",
+}
+STAGE_LABELS = {
+    "stage1": "Stage 1: encoder, bottleneck and auxiliary decoder",
+    "stage2": "Stage 2: decoder on frozen latents",
+    "prior": "Prior on the latents",
+}
+STAGE_NAMES = {"stage1": "Stage 1", "stage2": "Stage 2", "prior": "Prior"}
+QUALITY_SECTIONS = ("reconstruction_stage1", "reconstruction_stage2", "samples")
+GRIDS = {
+    "real": "Real validation images",
+    "reconstruction_stage1": "After stage 1",
+    "reconstruction_stage2": "After stage 2",
+    "samples": "Samples",
+}
+# Figures of arXiv 2307.08283; FID as the paper measured it.
+PAPER = {"url": "https://arxiv.org/abs/2307.08283", "dataset": "FacesHQ", "baseline_fid": "9.97", "decoupled_fid": "8.58"}
+
+
+def render(title: str, summary: dict, durations: list[dict], curves: Path, grids: Path, parameters: dict) -> str:
+    """Render the page.
+
+    Args:
+        title: its heading.
+        summary: what ``evaluation.summary.collect`` returned.
+        durations: what ``evaluation.summary.read_durations`` returned.
+        curves: the folder of curves, ``<stage>/<arm>-<seed>.csv``.
+        grids: the folder of grids, ``<arm>-<seed>/<kind>.png``.
+        parameters: sections of params.yaml as plain trees.
+
+    Raises:
+        PipelineError: curves or a grid of a run are missing or damaged.
+    """
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATE.parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {"bytes": format_bytes, "duration": format_duration}
+    names = [name for name in summary["arms"][summary["baseline"]]["mean"] if not name.startswith("training.")]
+    quality = [name for name in names if name.partition(".")[0] in QUALITY_SECTIONS]
+    return environment.get_template(TEMPLATE.name).render(
+        title=title,
+        summary=summary,
+        arms=[_arm_view(summary, parameters, arm) for arm in summary["arm_names"]],
+        distance=describe(summary["distance"]).full_label,
+        is_inception=summary["distance"] == "fid",
+        chart=_distance_chart(summary),
+        quality=_table(summary, quality, with_floor=True),
+        others=_table(summary, [name for name in names if name not in quality], with_floor=False),
+        budget=_budget_table(summary),
+        sizes=_size_table(summary),
+        skipped_steps=_skipped_steps(summary),
+        expectations=[_expectation_view(row) for row in summary["expectations"]],
+        protocol=summary["protocol"],
+        extractor=EXTRACTOR_LABELS.get(summary["protocol"]["extractor"], summary["protocol"]["extractor"]),
+        paper=PAPER,
+        grids=[(seed, _grid_rows(summary, grids, seed)) for seed in summary["seeds"]],
+        training=[_training_view(summary, curves, stage) for stage in TRAINING_STAGES],
+        skipped=summary["data"]["skipped"][:NUM_NAMES_SHOWN],
+        durations=durations,
+        totals=_totals(durations),
+        parameters={section: flatten_parameters(tree) for section, tree in parameters.items()},
+    )
+
+
+def format_bytes(count: float) -> str:
+    """``1234567`` -> ``1.2 MB``."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
+
+
+def format_duration(seconds: float) -> str:
+    """``75.3`` -> ``1 min 15 s``."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {seconds:02d} s"
+
+
+def format_count(count: float) -> str:
+    """``1234567`` -> ``1.23 M``; exact below ten thousand."""
+    if count >= 1e9:
+        return f"{count / 1e9:.2f} G"
+    if count >= 1e6:
+        return f"{count / 1e6:.2f} M"
+    return f"{count / 1e3:.1f} k" if count >= 1e4 else f"{count:,.0f}"
+
+
+def flatten_parameters(tree, prefix: str = "") -> list[tuple[str, str]]:
+    """Dotted key and value, as JSON spells it, of every parameter of a section."""
+    if not isinstance(tree, dict):
+        return [(prefix, tree if isinstance(tree, str) else json.dumps(tree))]
+    return [row for name, value in tree.items() for row in flatten_parameters(value, f"{prefix}.{name}" if prefix else str(name))]
+
+
+def describe_arm(arm: dict) -> str:
+    """Say in a sentence how an arm of params.yaml is trained."""
+    stage1, stage2 = arm["stage1"], arm["stage2"]
+    weakness = [f"{stage1['channels_multiplier']:g} × the channels"] if stage1["channels_multiplier"] != 1 else []
+    weakness += [f"dropout {stage1['dropout']:g}"] if stage1["dropout"] else []
+    decoder = f"an auxiliary decoder of {' and '.join(weakness)}" if weakness else "the full decoder"
+    first = f"Encoder and {decoder} learn together for {stage1['num_steps']:,} steps"
+    if stage2["num_steps"] == 0:
+        return f"{first}; there is no second stage."
+    second = "a fresh full decoder learns" if stage2["start"] == "fresh" else "the same decoder goes on learning"
+    return f"{first}; then the encoder is frozen and {second} for {stage2['num_steps']:,} steps."
+
+
+def _arm_view(summary: dict, parameters: dict, arm: str) -> dict:
+    return {
+        "name": arm,
+        "color": _color(summary, arm),
+        "description": describe_arm(parameters["arms"][arm]),
+        "is_baseline": arm == summary["baseline"],
+    }
+
+
+def _color(summary: dict, arm: str) -> str:
+    return f"var(--arm-{summary['arm_names'].index(arm) % NUM_ARM_COLORS})"
+
+
+def _distance_chart(summary: dict) -> dict:
+    """Bars of the samples' distance, from zero, with the floor as a line and every seed as a dot; positions in percent."""
+    key, floor = f"samples.{summary['distance']}", summary["floor"].get(summary["distance"])
+    values = {arm: [run[key] for run in summary["arms"][arm]["runs"].values()] for arm in summary["arm_names"]}
+    everything = [value for runs in values.values() for value in runs]
+    places, scale = decimals(everything), 100 / (1.02 * max([*everything, floor or 0, 1e-12]))
+
+    def position(value: float) -> str:
+        return f"{max(0.0, value * scale):.2f}"
+
+    bars = []
+    for arm, runs in values.items():
+        mean = summary["arms"][arm]["mean"][key]
+        text = _value_and_spread(mean, summary["arms"][arm]["std"][key], lambda value: f"{value:.{places}f}")
+        dots = [position(value) for value in runs] if len(runs) > 1 else []
+        bars.append({"label": arm, "color": _color(summary, arm), "width": position(mean), "dots": dots, **text})
+    return {"bars": bars, "floor": None if floor is None else {"position": position(floor), "text": f"{floor:.{places}f}"}}
+
+
+def _table(summary: dict, names: list[str], with_floor: bool) -> dict:
+    """A table of metrics: per arm the mean and spread, with several seeds also every seed, and the floor."""
+    columns = [_metric_column(summary, name) for name in names]
+    table = {"groups": _groups(columns), "columns": columns, "rows": _rows(summary, columns)}
+    floors = [summary["floor"].get(name.partition(".")[2]) for name in names]
+    if with_floor and any(value is not None for value in floors):
+        cells = [{"text": "–" if value is None else column["format"](value)} for value, column in zip(floors, columns, strict=True)]
+        table["rows"].append({"kind": "floor", "label": "Floor: real training images", "color": None, "cells": cells})
+    return table
+
+
+def _groups(columns: list[dict]) -> list[dict]:
+    """Headings over neighbouring columns of one group; marks the first column of each."""
+    groups = []
+    for column in columns:
+        column["first"] = not groups or groups[-1]["label"] != column["group"]
+        if column["first"]:
+            groups.append({"label": column["group"], "span": 0})
+        groups[-1]["span"] += 1
+    return groups
+
+
+def _metric_column(summary: dict, name: str) -> dict:
+    section, _, key = name.partition(".")
+    metric = describe(key)
+    scale, suffix = (100, " %") if metric.unit == "%" else (1, "")
+    runs = [run for arm in summary["arms"].values() for run in arm["runs"].values()]
+    same = [other for other in runs[0] if other.partition(".")[2] == key]  # the metric in every section, to look alike everywhere
+    places = 1 if metric.unit == "%" else decimals(run.get(other) for other in same for run in runs)
+    return {
+        "name": name,
+        "group": SECTION_LABELS.get(section, section.replace("_", " ")),
+        "label": metric.label,
+        "unit": "" if metric.unit == "%" else metric.unit or metric.features,
+        "arrow": {-1: "↓", 0: "", 1: "↑"}[metric.direction],
+        "best": _best_arm(summary, name, metric.direction),
+        "format": lambda value: f"{scale * value:.{places}f}{suffix}",
+    }
+
+
+def _best_arm(summary: dict, name: str, direction: int) -> str | None:
+    """The arm to mark: the best mean, unless another arm is level or within the spread of the difference."""
+    means = {arm: tree["mean"].get(name) for arm, tree in summary["arms"].items()}
+    if direction == 0 or len(means) < 2 or None in means.values():
+        return None
+    best = max(means, key=lambda arm: direction * means[arm])
+    for arm, mean in means.items():
+        stds = [summary["arms"][one]["std"].get(name) or 0.0 for one in (arm, best)]
+        if arm != best and abs(mean - means[best]) <= (stds[0] ** 2 + stds[1] ** 2) ** 0.5:
+            return None
+    return best
+
+
+def _rows(summary: dict, columns: list[dict]) -> list[dict]:
+    rows = []
+    for arm, tree in summary["arms"].items():
+        cells = [
+            {
+                **_value_and_spread(tree["mean"].get(column["name"]), tree["std"].get(column["name"]), column["format"]),
+                "best": column["best"] == arm,
+            }
+            for column in columns
+        ]
+        rows.append({"kind": "arm", "label": arm, "color": _color(summary, arm), "cells": cells})
+        for seed, run in tree["runs"].items() if len(tree["runs"]) > 1 else ():
+            cells = [_value_and_spread(run.get(column["name"]), None, column["format"]) for column in columns]
+            rows.append({"kind": "seed", "label": f"seed {seed}", "color": None, "cells": cells})
+    return rows
+
+
+def _value_and_spread(mean: float | None, std: float | None, form: Callable[[float], str]) -> dict:
+    return {"text": "–" if mean is None else form(mean), "spread": None if std is None else f"± {form(std)}"}
+
+
+def _budget_table(summary: dict) -> dict:
+    """Images seen in training, per arm: they do not vary with the seed."""
+    group = "Images seen in training"
+    columns = [_count_column(group, STAGE_NAMES[stage], f"training.{stage}.num_images_seen") for stage in TRAINING_STAGES]
+    columns.insert(2, _count_column(group, "Both stages", None))
+    return _count_table(summary, columns)
+
+
+def _size_table(summary: dict) -> dict:
+    """Number of parameters, per arm and part."""
+    names = list(dict.fromkeys(name for tree in summary["arms"].values() for name in tree["mean"]))
+    columns = []
+    for stage in TRAINING_STAGES:
+        prefix = f"training.{stage}.num_parameters"
+        for name in names:
+            if name == prefix or name.startswith(prefix + "."):
+                part = name.removeprefix(prefix).strip(".").replace("_", " ") or "all"
+                columns.append(_count_column(f"Parameters, {STAGE_NAMES[stage].lower()}", part, name))
+    return _count_table(summary, columns)
+
+
+def _count_table(summary: dict, columns: list[dict]) -> dict:
+    rows = []
+    for arm, tree in summary["arms"].items():
+        values = [images_seen(tree["mean"]) if column["name"] is None else tree["mean"].get(column["name"]) for column in columns]
+        cells = [{"text": "–" if value is None else format_count(value)} for value in values]
+        rows.append({"kind": "arm", "label": arm, "color": _color(summary, arm), "cells": cells})
+    return {"groups": _groups(columns), "columns": columns, "rows": rows}
+
+
+def _count_column(group: str, label: str, name: str | None) -> dict:
+    return {"group": group, "label": label, "name": name, "unit": "", "arrow": ""}
+
+
+def _skipped_steps(summary: dict) -> list[str]:
+    """Training steps whose loss was not finite, where there were any."""
+    return [
+        f"{arm}, seed {seed}, {stage}: {run[f'training.{stage}.num_skipped_steps']:,}"
+        for arm, tree in summary["arms"].items()
+        for seed, run in tree["runs"].items()
+        for stage in TRAINING_STAGES
+        if run.get(f"training.{stage}.num_skipped_steps")
+    ]
+
+
+def _expectation_view(row: dict) -> dict:
+    places = decimals([row["mean"], row["baseline_mean"]])
+    return row | {
+        "claim": f"{SECTION_LABELS[row['section']]} {'are' if row['section'] == 'samples' else 'is'} {row['expected']} than the baseline's",
+        "values": f"{row['mean']:.{places}f} against {row['baseline_mean']:.{places}f}",
+        "difference_text": f"{row['difference']:+.{places}f}".replace("-", "−"),
+        "spread_text": "unknown (one seed)" if row["spread"] is None else f"{row['spread']:.{places}f}",
+        "tone": {"as in the paper": "good", "not here": "bad", "within the spread": "unsure"}[row["verdict"]],
+    }
+
+
+def _grid_rows(summary: dict, grids: Path, seed: int) -> list[dict]:
+    return [
+        {
+            "arm": arm,
+            "color": _color(summary, arm),
+            "images": [{"label": label, **embed_grid(grids / f"{arm}-{seed}" / f"{kind}.png")} for kind, label in GRIDS.items()],
+        }
+        for arm in summary["arm_names"]
+    ]
+
+
+def _training_view(summary: dict, curves: Path, stage: str) -> dict:
+    runs = [
+        read_curve(curves / stage / f"{arm}-{seed}.csv", arm=arm_index, seed=seed_index)
+        for arm_index, arm in enumerate(summary["arm_names"])
+        for seed_index, seed in enumerate(summary["seeds"])
+    ]
+    drawn = {curve.arm for curve in runs if any(curve.points.values())}
+    panels = [panel | {"label": _curve_label(panel["metric"])} for panel in draw_panels(stage, runs)]
+    absent = [arm for index, arm in enumerate(summary["arm_names"]) if index not in drawn]
+    return {"label": STAGE_LABELS[stage], "panels": panels, "absent": absent}
+
+
+def _curve_label(column: str) -> str:
+    metric = describe(column)
+    return f"{metric.label}, {metric.unit}" if metric.unit not in ("", "%") else metric.full_label  # a share is drawn as a fraction
+
+
+def _totals(durations: list[dict]) -> dict:
+    return {
+        "wall_seconds": sum(row["wall_seconds"] for row in durations),
+        "cpu_seconds": sum(row["cpu_seconds"] for row in durations),
+        "longest_seconds": max((row["wall_seconds"] for row in durations), default=0),
+        "peak_memory_bytes": max((row["peak_memory_bytes"] for row in durations), default=0),
+        "output_bytes": sum(row["output_bytes"] for row in durations),
+        "num_dirty": sum(str(row["code_version"]).endswith("-dirty") for row in durations),
+    }

@@ -1,0 +1,369 @@
+"""Every arm and seed in one tree: what was measured, under which protocol, and how it compares with the paper's expectation.
+
+Numbers are keyed by where they come from: ``samples.fd_efficientnet_lite0``, ``training.stage1.num_images_seen``.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from errors import PipelineError
+from storage.files import MANIFEST, read_json
+from storage.shards import read_manifest
+
+FORMAT = "dae-report-1"
+TRAINING_STAGES = ("stage1", "stage2", "prior")
+# The order in which the stages are shown. Which stages there are is read from the folder of durations.
+STAGE_ORDER = ("shards", "reference", "stage1", "freeze", "encode", "stage2", "prior", "sample", "evaluate")
+PROTOCOL_KEYS = (
+    "extractor", "extractor_weights_sha256", "extractor_input_size", "extractor_resize_filter", "image_size",
+    "dataset_resize_filter", "split", "num_images", "reference_sha256", "kid_subset_size", "kid_num_subsets", "torch_fidelity",
+)  # fmt: skip
+# What the paper leads one to expect of an arm with a weak auxiliary decoder, next to the baseline.
+EXPECTATIONS = (("reconstruction_stage1", "worse"), ("reconstruction_stage2", "better"), ("samples", "better"))
+BUDGET_TOLERANCE = 0.01  # relative difference of images seen above which two arms had different budgets
+
+
+@dataclass(frozen=True)
+class Metric:
+    """How a metric is called and read.
+
+    Attributes:
+        label: the name people see.
+        features: the extractor it rests on, where its name does not imply one.
+        direction: -1 when smaller is better, 1 when larger is, 0 when neither holds or arms cannot be compared by it.
+        unit: of the value; "%" for shares, which are stored as fractions.
+    """
+
+    label: str
+    direction: int = 0
+    unit: str = ""
+    features: str = ""
+
+    @property
+    def full_label(self) -> str:
+        return f"{self.label} ({self.features})" if self.features else self.label
+
+
+METRICS = {
+    "fid": Metric("FID", -1),
+    "kid": Metric("KID", -1),
+    "psnr_db": Metric("PSNR", 1, "dB"),
+    "precision": Metric("Precision", 1),
+    "recall": Metric("Recall", 1),
+    "inception_score": Metric("Inception score", 1),
+    "usage": Metric("Codebook use", 0, "%"),
+    "perplexity": Metric("Codebook perplexity"),
+    "validation_nll_nats_per_token": Metric("Prior NLL", 0, "nats per token"),
+    "nll_nats_per_token": Metric("NLL", 0, "nats per token"),
+}
+EXTRACTOR_LABELS = {
+    "efficientnet_lite0": "EfficientNet-Lite0",
+    "efficientnet-lite0": "EfficientNet-Lite0",
+    "inception-v3-compat": "Inception-v3 (torch-fidelity's inception-v3-compat)",
+}
+
+
+def describe(metric: str) -> Metric:
+    """Look up a metric by its key; a distance under other features than Inception's carries the extractor's name."""
+    for prefix, label in (("fd_", "FD"), ("kd_", "KD")):
+        if metric.startswith(prefix):
+            extractor = metric.removeprefix(prefix)
+            return Metric(label, -1, features=EXTRACTOR_LABELS.get(extractor, extractor))
+    return METRICS.get(metric) or Metric(metric[:1].upper() + metric[1:].replace("_", " "))
+
+
+def is_distance(metric: str) -> bool:
+    """Whether a metric is the Fréchet distance that arms are ranked by."""
+    return metric == "fid" or metric.startswith("fd_")
+
+
+def collect(arms: list[str], seeds: list[int], metrics: Path, durations: list[dict], shards: Path) -> dict:
+    """Gather the summary of an experiment, ready to be written as JSON.
+
+    Args:
+        arms: their names; the first is the baseline.
+        seeds: every arm ran with each of them. Files of other arms and seeds are not read.
+        metrics: the folder of metrics files.
+        durations: what ``read_durations`` returned; only the code versions are taken, as times vary from run to run.
+        shards: the folder of the data set's shards.
+
+    Raises:
+        PipelineError: a file is missing or damaged, or two runs were measured under different protocols.
+    """
+    reference = _read(metrics / "reference.json", "reference")
+    reference_protocol = _protocol(reference, metrics / "reference.json", "reference")
+    floor = _flatten(reference.get("floor", {}), metrics / "reference.json")
+    summaries = {}
+    for arm in arms:
+        runs = {}
+        for seed in seeds:
+            path = metrics / "evaluate" / f"{arm}-{seed}.json"
+            evaluation = _read(path, f"evaluate@{arm}-{seed}")
+            protocol = _protocol(evaluation, path, f"evaluate@{arm}-{seed}")
+            _require_same_protocol(protocol, path, reference_protocol, metrics / "reference.json")
+            runs[str(seed)] = _run_values(evaluation, metrics, path, arm, seed)
+        summaries[arm] = {"runs": runs, **_spread(list(runs.values()))}
+    _require_same_measures(summaries, metrics / "evaluate")
+    summary = {
+        "format": FORMAT,
+        "protocol": reference_protocol,
+        "baseline": arms[0],
+        "arm_names": list(arms),
+        "seeds": list(seeds),
+        "distance": _distance(summaries[arms[0]]["mean"], metrics / "evaluate"),
+        "floor": floor,
+        "arms": summaries,
+        "data": _data(shards),
+        "code_versions": sorted({row["code_version"] for row in durations}),
+    }
+    summary["expectations"] = [row for arm in arms[1:] for row in compare(summary, arm)]
+    summary["verdict"] = verdict(summary)
+    return summary
+
+
+def compare(summary: dict, arm: str) -> list[dict]:
+    """Hold one arm against the baseline, one row per expectation of the paper.
+
+    ``spread`` is the standard deviation of the difference between two single runs, sqrt(std² + std²), null for one
+    seed. A difference that does not exceed it is within the spread.
+    """
+    rows = []
+    for section, expected in EXPECTATIONS:
+        key = f"{section}.{summary['distance']}"
+        ours, theirs = summary["arms"][arm], summary["arms"][summary["baseline"]]
+        difference = ours["mean"][key] - theirs["mean"][key]
+        known = ours["std"][key] is not None
+        spread = math.hypot(ours["std"][key], theirs["std"][key]) if known else None
+        measured = "equal" if difference == 0 else "better" if difference < 0 else "worse"
+        verdict = "as in the paper" if measured == expected else "not here"
+        if known and abs(difference) <= spread:
+            verdict = "within the spread"
+        rows.append(
+            {
+                "arm": arm,
+                "section": section,
+                "metric": summary["distance"],
+                "expected": expected,
+                "measured": measured,
+                "verdict": verdict,
+                "baseline_mean": theirs["mean"][key],
+                "mean": ours["mean"][key],
+                "difference": difference,
+                "spread": spread,
+                "gap_closed": _gap_closed(theirs["mean"][key], difference, summary["floor"].get(summary["distance"])),
+            }
+        )
+    return rows
+
+
+def verdict(summary: dict) -> dict:
+    """Say in words whether each arm's samples beat the baseline's.
+
+    Returns:
+        ``{"headline", "paragraphs", "outcomes": arm -> "better", "worse", "equal" or "within the spread"}``.
+    """
+    baseline, num_seeds = summary["baseline"], len(summary["seeds"])
+    rows = [row for row in summary["expectations"] if row["section"] == "samples"]
+    if not rows:
+        return {"headline": f"Only {baseline} was run: there is nothing to compare it with.", "paragraphs": [], "outcomes": {}}
+    outcomes = {row["arm"]: "within the spread" if row["verdict"] == "within the spread" else row["measured"] for row in rows}
+    headlines = {
+        "better": "{arm} beat {baseline}",
+        "worse": "{arm} did not beat {baseline}",
+        "equal": "{arm} and {baseline} scored the same",
+        "within the spread": "{arm} and {baseline} cannot be told apart",
+    }
+    parts = [headlines[outcome].format(arm=arm, baseline=baseline) for arm, outcome in outcomes.items()]
+    scope = "On this data, with one seed, " if num_seeds == 1 else "On this data, "
+    return {
+        "headline": scope + "; ".join(parts) + ".",
+        "paragraphs": [*(_explain(row, summary) for row in rows), _caveats(summary)],
+        "outcomes": outcomes,
+    }
+
+
+def decimals(values: Iterable[float | None]) -> int:
+    """Decimal places for a column that lines up: four significant digits of its largest value, three from 0.1 to 1."""
+    largest = max((abs(value) for value in values if value is not None), default=0)
+    if largest == 0:
+        return 2
+    return min(6, max(0, 3 - math.floor(math.log10(largest)) - (0.1 <= largest < 1)))
+
+
+def images_seen(values: dict) -> float:
+    """Images the autoencoder saw in both of its stages."""
+    return sum(values.get(f"training.{stage}.num_images_seen") or 0 for stage in ("stage1", "stage2"))
+
+
+def read_durations(folder: Path, runs: list[str]) -> list[dict]:
+    """Read the durations of every stage: one row per stage, or per stage and run, in pipeline order.
+
+    Raises:
+        PipelineError: a stage has the durations of some of the runs, but not of all.
+    """
+    rows = []
+    for entry in folder.iterdir():
+        files = {entry.stem: entry} if entry.suffix == ".json" else {run: entry / f"{run}.json" for run in runs}
+        if not any(path.is_file() for path in files.values()):
+            continue  # a stage that no longer exists, or a file that is not ours
+        for run, path in files.items():
+            single = path == entry
+            target = entry.stem if single else f"{entry.name}@{run}"
+            rows.append({"stage": entry.stem, "run": None if single else run, **_read(path, target)})
+    known = {stage: position for position, stage in enumerate(STAGE_ORDER)}
+    return sorted(rows, key=lambda row: (known.get(row["stage"], len(known)), row["stage"], runs.index(row["run"]) if row["run"] else 0))
+
+
+def _read(path: Path, target: str) -> dict:
+    if not path.is_file():
+        raise PipelineError(f"{path}: no such file; run the stage that makes it: dvc repro {target}")
+    tree = read_json(path)
+    if not isinstance(tree, dict):
+        raise PipelineError(f"{path}: must hold one JSON object; delete it and run dvc repro {target}")
+    return tree
+
+
+def _flatten(tree: dict, path: Path, prefix: str = "") -> dict[str, float | int | None]:
+    """Numbers of a JSON tree by dotted key. Text is left out, as it has no mean."""
+    values = {}
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            values |= _flatten(value, path, f"{prefix}{name}.")
+        elif isinstance(value, float) and not math.isfinite(value):
+            raise PipelineError(f"{path}: {prefix}{name} is {value}, not a finite number; delete the file and run dvc repro")
+        elif value is None or (isinstance(value, int | float) and not isinstance(value, bool)):
+            values[prefix + name] = value
+    return values
+
+
+def _run_values(evaluation: dict, metrics: Path, path: Path, arm: str, seed: int) -> dict[str, float | int | None]:
+    values = _flatten({name: tree for name, tree in evaluation.items() if name != "protocol"}, path)
+    for section, _ in EXPECTATIONS:
+        if not any(name.startswith(f"{section}.") for name in values):
+            raise PipelineError(f"{path}: has no {section}; run dvc repro evaluate@{arm}-{seed}")
+    for stage in TRAINING_STAGES:
+        training = metrics / stage / f"{arm}-{seed}.json"
+        values |= _flatten(_read(training, f"{stage}@{arm}-{seed}"), training, f"training.{stage}.")
+    return values
+
+
+def _spread(runs: list[dict]) -> dict[str, dict]:
+    """Mean and sample standard deviation over the seeds, null where a seed has no value and, for std, with one seed."""
+    mean, std = {}, {}
+    for name in runs[0]:
+        values = [run.get(name) for run in runs]
+        complete = None not in values
+        mean[name] = statistics.fmean(values) if complete else None
+        std[name] = statistics.stdev(values) if complete and len(values) > 1 else None
+    return {"mean": mean, "std": std}
+
+
+def _protocol(tree: dict, path: Path, target: str) -> dict:
+    protocol = tree.get("protocol", {})
+    missing = [key for key in PROTOCOL_KEYS if key not in protocol]
+    if missing:
+        raise PipelineError(f"{path}: its protocol does not say {', '.join(missing)}; run dvc repro --force {target}")
+    return protocol
+
+
+def _require_same_protocol(protocol: dict, path: Path, expected: dict, expected_path: Path) -> None:
+    """Values of different protocols are never put in one table."""
+    for key in sorted(protocol.keys() | expected.keys()):
+        if protocol.get(key) != expected.get(key):
+            raise PipelineError(
+                f"{path}: measured under another protocol than {expected_path}: "
+                f"{key} {protocol.get(key)!r}, not {expected.get(key)!r}; run dvc repro"
+            )
+
+
+def _require_same_measures(summaries: dict, folder: Path) -> None:
+    runs = {f"{arm}-{seed}": values for arm, summary in summaries.items() for seed, values in summary["runs"].items()}
+    names = {run: {name for name in values if not name.startswith("training.")} for run, values in runs.items()}
+    everything = set().union(*names.values())
+    for run, present in names.items():
+        missing = sorted(everything - present)
+        if missing:
+            raise PipelineError(f"{folder / run}.json: has no {missing[0]}, which other runs have; run dvc repro evaluate@{run}")
+
+
+def _distance(mean: dict, folder: Path) -> str:
+    """The Fréchet distance of this protocol; every comparison needs it after stage 1, after stage 2 and of the samples."""
+    found = {name.partition(".")[2] for name in mean if name.startswith("samples.") and is_distance(name.partition(".")[2])}
+    if len(found) != 1 or any(mean.get(f"{section}.{name}") is None for section, _ in EXPECTATIONS for name in found):
+        raise PipelineError(f"{folder}: needs one Fréchet distance after stage 1, after stage 2 and of the samples; run dvc repro evaluate")
+    return found.pop()
+
+
+def _data(shards: Path) -> dict:
+    manifest = read_manifest(shards)
+    try:
+        return {
+            "source": manifest["source"],
+            "image_size": manifest["image_size"],
+            "image_format": manifest["image_format"],
+            "num_images": {name: split["num_images"] for name, split in manifest["splits"].items()},
+            "num_bytes": sum(entry["num_bytes"] for split in manifest["splits"].values() for entry in split["shards"]),
+            "num_classes": len(manifest["classes"]),
+            "num_found": manifest["num_found"],
+            "num_skipped": manifest["num_skipped"],
+            "skipped": manifest["skipped"],
+            "ignored": manifest["ignored"],
+        }
+    except KeyError as error:
+        raise PipelineError(f"{shards / MANIFEST}: has no {error}; delete {shards} and run dvc repro shards") from None
+
+
+def _gap_closed(baseline: float, difference: float, floor: float | None) -> float | None:
+    """Share of the baseline's distance above the floor that the arm does without; negative when it adds to it."""
+    if floor is None or baseline <= floor:
+        return None
+    return -difference / (baseline - floor) + 0.0  # + 0.0: no minus zero
+
+
+def _explain(row: dict, summary: dict) -> str:
+    """How far apart the samples of an arm and of the baseline are, against the floor and against the spread."""
+    arm, baseline = row["arm"], summary["baseline"]
+    value = {arm: row["mean"], baseline: row["baseline_mean"]}
+    std = {name: summary["arms"][name]["std"][f"samples.{row['metric']}"] for name in value}
+    places = decimals(value.values())
+    shown = {name: f"{value[name]:.{places}f}" + (f" ± {std[name]:.{places}f}" if std[name] is not None else "") for name in value}
+    size = f"{abs(row['difference']):.{places}f}"
+    label = describe(row["metric"]).full_label
+    text = f"Samples of {arm} have {label} {shown[arm]}, those of {baseline} {shown[baseline]} (lower is better)"
+    if row["measured"] != "equal":
+        text += f": {size} {'lower' if row['measured'] == 'better' else 'higher'}"
+        if row["gap_closed"] is not None:
+            change = "takes away" if row["gap_closed"] > 0 else "adds"
+            text += f", which {change} {abs(row['gap_closed']):.0%} of {baseline}'s distance above the floor"
+    text += "."
+    if row["spread"] is not None:
+        relation = "does not exceed" if row["verdict"] == "within the spread" else "exceeds"
+        text += f" The difference {relation} the spread of {row['spread']:.{places}f} between two single runs."
+    return text
+
+
+def _caveats(summary: dict) -> str:
+    """What the comparison rests on: the floor, the number of seeds, the budgets."""
+    sentences = []
+    floor = summary["floor"].get(summary["distance"])
+    if floor is not None:
+        places = decimals(tree["mean"][f"samples.{summary['distance']}"] for tree in summary["arms"].values())
+        sentences.append(f"The floor, {floor:.{places}f}, is what real training images score against the same reference.")
+    if len(summary["seeds"]) == 1:
+        sentences.append("One seed per arm: how far these numbers would move with another seed is unknown.")
+    else:
+        sentences.append(f"Means ± standard deviations over {len(summary['seeds'])} seeds.")
+    return " ".join([*sentences, _budget_sentence(summary)])
+
+
+def _budget_sentence(summary: dict) -> str:
+    seen = {arm: images_seen(tree["mean"]) for arm, tree in summary["arms"].items()}
+    if max(seen.values()) - min(seen.values()) <= BUDGET_TOLERANCE * max(seen.values()):
+        return f"Every arm's autoencoder saw {max(seen.values()):,.0f} images in training."
+    listing = ", ".join(f"{arm} {count:,.0f}" for arm, count in seen.items())
+    return f"The budgets differ, so the comparison is not an equal one: images seen by the autoencoder: {listing}."

@@ -1,0 +1,211 @@
+"""Autoregressive transformer over latent tokens in raster order, and its sampler.
+
+Letters in shape comments: B batch, T tokens, C width, N heads, K codes, h w latent positions.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+@dataclass(frozen=True)
+class TransformerConfig:
+    """``num_classes`` 0: unconditional. ``asdict`` of this goes into the JSON beside the weights."""
+
+    num_codes: int
+    latent_size: int
+    num_classes: int
+    num_layers: int
+    num_heads: int
+    width: int
+    dropout: float
+    label_dropout: float
+
+    @property
+    def num_tokens(self) -> int:
+        return self.latent_size**2
+
+
+class Transformer(nn.Module):
+    """GPT-style prior: pre-norm (RMSNorm), QK-norm, learned positions; the class, or its absence, is the first input."""
+
+    def __init__(self, config: TransformerConfig):
+        super().__init__()
+        self.config = config
+        self.token_embedding = nn.Embedding(config.num_codes, config.width)
+        self.class_embedding = nn.Embedding(config.num_classes + 1, config.width)  # the last one: no class
+        self.position_embedding = nn.Parameter(torch.zeros(config.num_tokens, config.width))
+        self.dropout = nn.Dropout(config.dropout)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
+        self.norm_out = nn.RMSNorm(config.width)
+        self.head = nn.Linear(config.width, config.num_codes, bias=False)
+        self._init_weights()
+
+    def _init_weights(self) -> None:
+        for module in self.modules():
+            if isinstance(module, (nn.Linear, nn.Embedding)):
+                nn.init.normal_(module.weight, std=0.02)
+        nn.init.normal_(self.position_embedding, std=0.02)
+        for block in self.blocks:
+            for projection in (block.attention.proj, block.mlp_out):
+                nn.init.normal_(projection.weight, std=0.02 / (2 * len(self.blocks)) ** 0.5)
+
+    @property
+    def no_class(self) -> int:
+        """The label that stands for 'no class'."""
+        return self.config.num_classes
+
+    def forward(self, tokens: Tensor, labels: Tensor, cache: "KVCache | None" = None) -> Tensor:
+        """Logits of the next token after each input position.
+
+        Args:
+            tokens: (B, T) int64, the tokens known so far; T may be 0.
+            labels: (B,) int64 in [0, num_classes], ``no_class`` for none.
+            cache: when given, holds the keys and values of all earlier positions, and only what is new is computed.
+
+        Returns:
+            logits (B, T', K): T' = T + 1 without a cache (the class comes first), the new positions with one.
+        """
+        start = cache.length if cache else 0
+        x = torch.cat([self.class_embedding(labels)[:, None], self.token_embedding(tokens)], dim=1)  # (B, T+1, C)
+        x = x[:, start:] + self.position_embedding[start : x.shape[1]]  # (B, T', C)
+        x = self.dropout(x)
+        for layer, block in enumerate(self.blocks):
+            x = block(x, cache, layer)  # (B, T', C)
+        if cache:
+            cache.length += x.shape[1]
+        return self.head(self.norm_out(x))  # (B, T', K)
+
+    def loss(self, latents: dict[str, Tensor], labels: Tensor) -> Tensor:
+        """Mean negative log-likelihood in nats per token, (B,), one per image.
+
+        In training mode each label is dropped with probability ``label_dropout``; -1 (unlabelled) means no class.
+        """
+        labels = torch.where(labels < 0, self.no_class, labels)
+        if self.training and self.config.label_dropout:
+            hidden = torch.rand(labels.shape, device=labels.device) < self.config.label_dropout
+            labels = torch.where(hidden, self.no_class, labels)
+        tokens = latents["tokens"].flatten(1)  # (B, T)
+        logits = self(tokens[:, :-1], labels)  # (B, T, K)
+        return F.cross_entropy(logits.transpose(1, 2).float(), tokens, reduction="none").mean(dim=1)  # (B,)
+
+
+class Block(nn.Module):
+    """Attention and MLP, each on a normalised input and added to the residual stream."""
+
+    def __init__(self, config: TransformerConfig):
+        super().__init__()
+        self.attention_norm = nn.RMSNorm(config.width)
+        self.attention = CausalSelfAttention(config)
+        self.mlp_norm = nn.RMSNorm(config.width)
+        self.mlp_in = nn.Linear(config.width, 4 * config.width, bias=False)
+        self.mlp_out = nn.Linear(4 * config.width, config.width, bias=False)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: Tensor, cache: "KVCache | None", layer: int) -> Tensor:
+        x = x + self.dropout(self.attention(self.attention_norm(x), cache, layer))  # (B, T, C)
+        hidden = F.gelu(self.mlp_in(self.mlp_norm(x)), approximate="tanh")  # (B, T, 4C)
+        return x + self.dropout(self.mlp_out(hidden))  # (B, T, C)
+
+
+class CausalSelfAttention(nn.Module):
+    """Multi-head attention to earlier positions, queries and keys normalised (Henry et al. 2020, arXiv 2010.04245)."""
+
+    def __init__(self, config: TransformerConfig):
+        super().__init__()
+        self.num_heads = config.num_heads
+        self.dropout = config.dropout
+        head_dim = config.width // config.num_heads
+        self.qkv = nn.Linear(config.width, 3 * config.width, bias=False)
+        self.q_norm = nn.RMSNorm(head_dim)
+        self.k_norm = nn.RMSNorm(head_dim)
+        self.proj = nn.Linear(config.width, config.width, bias=False)
+
+    def forward(self, x: Tensor, cache: "KVCache | None", layer: int) -> Tensor:
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)  # (B, N, T, C/N) each
+        q, k = self.q_norm(q), self.k_norm(k)  # (B, N, T, C/N)
+        if cache:
+            k, v = cache.extend(layer, k, v)  # (B, N, T_all, C/N)
+        is_causal = q.shape[2] > 1
+        if is_causal and q.shape[2] != k.shape[2]:
+            raise ValueError("with a cache, give the whole prefix first and then one token at a time")
+        dropout = self.dropout if self.training else 0.0
+        y = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=is_causal)  # (B, N, T, C/N)
+        return self.proj(y.transpose(1, 2).flatten(2))  # (B, T, C)
+
+
+class KVCache:
+    """Keys and values of all layers, allocated once for the longest sequence."""
+
+    def __init__(self, config: TransformerConfig, batch_size: int, device: torch.device, dtype: torch.dtype):
+        head_dim = config.width // config.num_heads
+        shape = (config.num_layers, 2, batch_size, config.num_heads, config.num_tokens, head_dim)
+        self.storage = torch.empty(shape, device=device, dtype=dtype)
+        self.length = 0
+
+    def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Append one layer's new keys and values (B, N, T, C/N); return all of them so far."""
+        stop = self.length + k.shape[2]
+        self.storage[layer, 0, :, :, self.length : stop] = k
+        self.storage[layer, 1, :, :, self.length : stop] = v
+        return self.storage[layer, 0, :, :, :stop], self.storage[layer, 1, :, :, :stop]
+
+
+@torch.inference_mode()
+def generate(
+    model: Transformer,
+    labels: Tensor,
+    noise: Tensor,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    guidance_scale: float = 1.0,
+) -> dict[str, Tensor]:
+    """Draw latents token by token with a static key-value cache.
+
+    An image depends on its own row of ``noise`` and not on the batch it is drawn in.
+
+    Args:
+        labels: (B,) int64 in [0, num_classes], ``no_class`` for none.
+        noise: (B, T) uniform in [0, 1), one number per token: the token is where the cumulative probability passes it.
+        guidance_scale: classifier-free guidance (Ho and Salimans 2022): logits move away from the unconditional
+            ones by this factor; 1 is no guidance and costs nothing.
+
+    Returns:
+        ``{"tokens": (B, h, w) int64}``
+    """
+    guided = guidance_scale != 1.0
+    rows = torch.cat([labels, torch.full_like(labels, model.no_class)]) if guided else labels
+    cache = KVCache(model.config, len(rows), noise.device, model.head.weight.dtype)
+    tokens = torch.empty(len(rows), 0, dtype=torch.int64, device=noise.device)
+    for step in range(model.config.num_tokens):
+        logits = model(tokens, rows, cache)[:, -1].float()  # (rows, K)
+        if guided:
+            conditional, unconditional = logits.chunk(2)
+            logits = unconditional + guidance_scale * (conditional - unconditional)  # (B, K)
+        drawn = pick_tokens(filter_logits(logits / temperature, top_k, top_p), noise[:, step])  # (B,)
+        tokens = torch.cat([tokens, (drawn.repeat(2) if guided else drawn)[:, None]], dim=1)
+    return {"tokens": tokens[: len(labels)].unflatten(1, (model.config.latent_size, model.config.latent_size))}
+
+
+def filter_logits(logits: Tensor, top_k: int | None, top_p: float | None) -> Tensor:
+    """Rule out, per row of (B, K), all but the ``top_k`` likeliest tokens and the smallest set holding ``top_p`` of the mass."""
+    if top_k is not None and top_k < logits.shape[-1]:
+        threshold = logits.topk(top_k, dim=-1).values[:, -1:]
+        logits = logits.masked_fill(logits < threshold, -torch.inf)
+    if top_p is not None and top_p < 1.0:
+        ordered, order = logits.sort(dim=-1, descending=True, stable=True)
+        probabilities = ordered.softmax(dim=-1)
+        beyond = probabilities.cumsum(dim=-1) - probabilities >= top_p  # the first token past the mass is still kept
+        logits = logits.masked_fill(beyond.gather(1, order.argsort(dim=-1)), -torch.inf)
+    return logits
+
+
+def pick_tokens(logits: Tensor, noise: Tensor) -> Tensor:
+    """Sample one token per row by inverting the cumulative distribution: logits (B, K), uniform noise (B,) -> (B,)."""
+    cumulative = logits.double().softmax(dim=-1).cumsum(dim=-1)  # (B, K)
+    passed = cumulative <= noise.double()[:, None] * cumulative[:, -1:]
+    last_possible = (logits > -torch.inf).long().cumsum(dim=-1).argmax(dim=-1)
+    return torch.minimum(passed.sum(dim=-1), last_possible)

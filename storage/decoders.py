@@ -1,0 +1,37 @@
+"""Decoders on disk, each tied to the one frozen encoder whose latents it reads."""
+
+from dataclasses import asdict
+from pathlib import Path
+
+from torch import nn
+
+from errors import PipelineError
+from models.autoencoder import AutoencoderConfig, Decoder
+from storage.files import read_json, sha256_file, write_json
+from storage.weights import load_into, save_weights
+
+
+def save_decoder(folder: Path, config: AutoencoderConfig, decoder: nn.Module, frozen_sha256: str) -> None:
+    """Write decoder.safetensors and decoder.json."""
+    save_weights(folder / "decoder.safetensors", decoder.state_dict())
+    write_json(folder / "decoder.json", {"autoencoder": asdict(config), "frozen_sha256": frozen_sha256})
+
+
+def load_decoder(folder: Path, frozen_sha256: str) -> Decoder:
+    """Read a decoder for inference.
+
+    Raises:
+        PipelineError: when it was trained on the latents of another encoder; the message names both hashes.
+    """
+    record = read_json(folder / "decoder.json")
+    if record["frozen_sha256"] != frozen_sha256:
+        raise PipelineError(
+            f"{folder}: this decoder was trained on frozen encoder {record['frozen_sha256'][:16]}, but the frozen encoder here is "
+            f"{frozen_sha256[:16]}; run dvc repro to remake what is stale"
+        )
+    return load_into(Decoder(AutoencoderConfig(**record["autoencoder"])), folder / "decoder.safetensors")
+
+
+def decoder_sha256(folder: Path) -> str:
+    """Identifies a decoder's weights."""
+    return sha256_file(folder / "decoder.safetensors")

@@ -1,0 +1,125 @@
+"""The freeze contract: one encoder and codebook, named by a content hash, with a probe that proves what they do.
+
+Everything downstream of the freeze stage carries this hash and refuses to work with another.
+"""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from errors import PipelineError
+from models.autoencoder import AutoencoderConfig, Encoder, from_uint8
+from models.bottleneck import build_bottleneck
+from storage.files import read_json, write_json
+from storage.weights import content_sha256, load_into, load_weights, save_weights
+
+FORMAT = "dae-frozen-1"
+# Another machine's arithmetic may move a latent across a boundary between two codes; another encoder moves most of them.
+MIN_PROBE_AGREEMENT = 0.99
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """A frozen encoder and bottleneck, ready for inference.
+
+    Attributes:
+        config: rebuilds both, as read from config.json.
+        sha256: identifies config and weights.
+    """
+
+    encoder: nn.Module
+    bottleneck: nn.Module
+    config: dict
+    sha256: str
+
+    @property
+    def autoencoder_config(self) -> AutoencoderConfig:
+        return AutoencoderConfig(**self.config["autoencoder"])
+
+    @torch.inference_mode()
+    def encode(self, images: Tensor) -> dict[str, Tensor]:
+        """Bytes of images (B, 3, H, W) to latents."""
+        return self.bottleneck.encode(self.encoder(from_uint8(images)))
+
+    def require(self, sha256: str, where: str) -> None:
+        """Refuse what was made with another encoder.
+
+        Raises:
+            PipelineError: naming both hashes and where the other one was found.
+        """
+        if sha256 != self.sha256:
+            raise PipelineError(
+                f"{where} was made with frozen encoder {sha256[:16]}, but the frozen encoder here is {self.sha256[:16]}; "
+                "they do not belong together: run dvc repro to remake what is stale"
+            )
+
+    def to(self, device: torch.device) -> "Frozen":
+        self.encoder.to(device, memory_format=torch.channels_last)
+        self.bottleneck.to(device)
+        return self
+
+
+def encoder_config(autoencoder: AutoencoderConfig, bottleneck: dict) -> dict:
+    """The config of what gets frozen: the decoder's own settings are left out, so that they do not change the hash."""
+    shared = {**asdict(autoencoder), "decoder_channels": autoencoder.channels, "decoder_dropout": 0.0}
+    return {"autoencoder": shared, "bottleneck": bottleneck}
+
+
+def frozen_sha256(config: dict, encoder: nn.Module, bottleneck: nn.Module) -> str:
+    """The hash that names an encoder and bottleneck with this config."""
+    tensors = {f"encoder.{name}": tensor for name, tensor in encoder.state_dict().items()}
+    tensors |= {f"bottleneck.{name}": tensor for name, tensor in bottleneck.state_dict().items()}
+    return content_sha256(config, tensors)
+
+
+def save_encoder(folder: Path, config: dict, encoder: nn.Module, bottleneck: nn.Module) -> str:
+    """Write encoder, bottleneck and config; return their hash."""
+    save_weights(folder / "encoder.safetensors", encoder.state_dict())
+    save_weights(folder / "bottleneck.safetensors", bottleneck.state_dict())
+    sha256 = frozen_sha256(config, encoder, bottleneck)
+    write_json(folder / "config.json", {"format": FORMAT, "sha256": sha256, **config})
+    return sha256
+
+
+def save_probe(folder: Path, images: Tensor, latents: dict[str, Tensor]) -> None:
+    """Write a few images (bytes) and the latents they must encode to."""
+    save_weights(folder / "probe.safetensors", {"images": images, **latents})
+
+
+def load_encoder(folder: Path) -> Frozen:
+    """Read encoder and bottleneck and check them against their recorded hash.
+
+    Raises:
+        PipelineError: when the files are damaged or the hash is not theirs.
+    """
+    config = read_json(folder / "config.json")
+    if config.pop("format", None) != FORMAT:
+        raise PipelineError(f"{folder / 'config.json'}: not an encoder in format {FORMAT}; run dvc repro to remake it")
+    recorded = config.pop("sha256")
+    encoder = load_into(Encoder(AutoencoderConfig(**config["autoencoder"])), folder / "encoder.safetensors")
+    bottleneck = load_into(build_bottleneck(config["bottleneck"]), folder / "bottleneck.safetensors")
+    actual = frozen_sha256(config, encoder, bottleneck)
+    frozen = Frozen(encoder, bottleneck, config, actual)
+    frozen.require(recorded, f"{folder}: config.json says its weights' hash; what they hold")
+    return frozen
+
+
+def load_frozen(folder: Path) -> Frozen:
+    """Read what the freeze stage wrote and check hash and probe.
+
+    Raises:
+        PipelineError: when the weights' hash is not the recorded one, or the probe encodes to other latents.
+    """
+    frozen = load_encoder(folder)
+    probe = load_weights(folder / "probe.safetensors")
+    latents = frozen.encode(probe.pop("images"))
+    for name, expected in probe.items():
+        agreement = (latents[name] == expected).double().mean().item()
+        if agreement < MIN_PROBE_AGREEMENT:
+            raise PipelineError(
+                f"{folder}: only {agreement:.1%} of the probe's {name} come out as recorded; this encoder is not the one that "
+                "was frozen, or this machine computes differently: run dvc repro freeze, and what follows it, on this machine"
+            )
+    return frozen

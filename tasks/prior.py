@@ -1,0 +1,42 @@
+"""Prior: train the generator of latents, on Ray Train workers or in process. It does not depend on stage 2."""
+
+from collections import Counter
+
+from stage import Stage
+from storage.files import write_atomic
+from storage.priors import save_prior
+from training.launch import train
+from training.loop import curves_csv
+from training.prior import PriorObjective
+
+
+def run(params, inputs, outputs) -> dict:
+    settings = params.prior.training
+    trainer = train(PriorObjective, params, inputs, settings, settings.num_steps, outputs.scratch, f"prior {params.run_name}")
+    objective, progress = trainer.objective, trainer.progress
+    prior = trainer.exported("prior")
+    counts = Counter(objective.examples.latents.labels)
+    label_counts = [counts[label] for label in range(objective.config.num_classes)]
+    save_prior(outputs.artifact, objective.config, prior, objective.frozen_sha256, label_counts)
+    write_atomic(outputs.curves, curves_csv(progress.rows))
+    return {
+        "num_steps": settings.num_steps,
+        "num_images_seen": settings.num_steps * settings.batch_size,
+        "num_skipped_steps": progress.num_skipped_steps,
+        "num_parameters": {"prior": sum(p.numel() for p in prior.parameters())},
+        "best_step": progress.best_step,
+        "validation_nll_nats_per_token": progress.best_value,
+        "frozen_sha256": objective.frozen_sha256,
+    }
+
+
+STAGE = Stage(
+    name="prior",
+    run=run,
+    sections=("prior",),
+    inputs={"encode": "artifacts/encode/{run}"},
+    has_curves=True,
+)
+
+if __name__ == "__main__":
+    STAGE.main()

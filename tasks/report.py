@@ -1,0 +1,47 @@
+"""Stage report: every arm and seed in one summary.json and one HTML page."""
+
+from evaluation.report import render
+from evaluation.summary import collect, read_durations
+from params import Params
+from stage import Stage
+from storage.files import write_atomic, write_json
+
+SECTIONS = tuple(section for section in Params.model_fields if section != "runtime")  # shown, all that can change a result
+
+
+def run(params, inputs, outputs) -> dict:
+    """Write index.html and summary.json; returns the summary."""
+    arms, seeds = params.experiment.arms, params.experiment.seeds
+    durations = read_durations(inputs.durations, [f"{arm}-{seed}" for arm in arms for seed in seeds])
+    summary = collect(arms, seeds, inputs.metrics, durations, inputs.shards)
+    page = render(params.report.title, summary, durations, inputs.curves, inputs.evaluate, _parameters(params))
+    write_json(outputs.artifact / "summary.json", summary)
+    write_atomic(outputs.artifact / "index.html", page.encode())
+    return summary
+
+
+def _parameters(params) -> dict:
+    """The sections as plain trees; ``arms`` is a mapping of sections, not a section."""
+    sections = {section: getattr(params, section) for section in SECTIONS}
+    arms = {name: arm.model_dump() for name, arm in params.arms.items()}
+    return {section: arms if section == "arms" else tree.model_dump() for section, tree in sections.items()}
+
+
+STAGE = Stage(
+    name="report",
+    run=run,
+    sections=SECTIONS,
+    inputs={
+        "metrics": "metrics",
+        "durations": "durations",
+        "curves": "curves",
+        "evaluate": "artifacts/evaluate",
+        "shards": "artifacts/shards",
+    },
+    per_arm=False,
+    has_records=False,
+    artifact="report",
+)
+
+if __name__ == "__main__":
+    STAGE.main()

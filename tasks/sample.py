@@ -1,0 +1,101 @@
+"""Sample: the prior draws latents, the decoder turns them into images, in shards. Each image depends on its index alone."""
+
+from pathlib import Path
+
+import torch
+
+from models.autoencoder import to_uint8
+from models.transformer import generate
+from params import Runtime, Sample
+from progress import progress_bar
+from stage import Stage
+from storage.decoders import load_decoder
+from storage.files import read_json, sha256_file, write_json
+from storage.frozen import load_frozen
+from storage.priors import load_prior
+from storage.shards import read_manifest, write_manifest, write_shard
+from training.cluster import run_tasks
+from training.device import prepare_device
+from training.randomness import derive_seed, uniform_rows
+
+
+def run(params, inputs, outputs) -> dict:
+    settings, frozen = params.sample, load_frozen(inputs.freeze)
+    folders = tuple(getattr(inputs, name).resolve() for name in ("freeze", "stage2", "prior"))
+    starts = range(0, settings.num_images, settings.images_per_shard)
+    shards = [range(start, min(start + settings.images_per_shard, settings.num_images)) for start in starts]
+    todo = [(folders, number, rows, settings, params.runtime, params.seed, outputs.scratch.resolve()) for number, rows in enumerate(shards)]
+    with progress_bar(settings.num_images, f"sample {params.run_name}", "img") as bar:
+        run_tasks(sample_shard, todo, params.runtime, bar.update)
+    entries = []
+    for number in range(len(shards)):
+        entry = read_json(outputs.scratch / f"{_shard_name(number)}.json")
+        (outputs.scratch / entry["name"]).rename(outputs.artifact / entry["name"])
+        entries.append(entry)
+    classes = read_manifest(inputs.shards)["classes"]
+    size = frozen.autoencoder_config.image_size
+    write_manifest(outputs.artifact, {"samples": entries}, size, "png", classes, frozen_sha256=frozen.sha256)
+    return {"num_images": settings.num_images, "frozen_sha256": frozen.sha256}
+
+
+def sample_shard(
+    folders: tuple[Path, Path, Path], number: int, rows: range, settings: Sample, runtime: Runtime, seed: int, scratch: Path
+) -> int:
+    """Draw the images with these indices into one shard, unless a finished one is there. Returns their number."""
+    target, record = scratch / _shard_name(number), scratch / f"{_shard_name(number)}.json"
+    if record.exists() and target.exists() and read_json(record)["sha256"] == sha256_file(target):
+        return len(rows)
+    device = prepare_device(runtime, max(1, runtime.num_ray_tasks))
+    freeze, stage2, prior_folder = folders
+    frozen = load_frozen(freeze).to(device)
+    decoder = load_decoder(stage2, frozen.sha256).to(device, memory_format=torch.channels_last)
+    prior, label_counts = load_prior(prior_folder, frozen.sha256)
+    prior.to(device)
+
+    def draw():
+        for start in range(rows.start, rows.stop, settings.batch_size):
+            indices = range(start, min(start + settings.batch_size, rows.stop))
+            labels = draw_labels(indices, label_counts, seed).to(device)
+            noise = uniform_rows(prior.config.num_tokens, indices, seed, "sample").to(device)
+            latents = generate(
+                prior, labels, noise, settings.temperature, settings.top_k, settings.top_p, settings.guidance_scale
+            )
+            with torch.inference_mode():
+                images = to_uint8(decoder(frozen.bottleneck.decode(latents))).cpu()
+            for index, label, image in zip(indices, labels.tolist(), images, strict=True):
+                yield f"sample-{index:08d}", image.permute(1, 2, 0).numpy(), label if label_counts else None
+
+    write_json(record, write_shard(target, draw(), "png"))
+    return len(rows)
+
+
+def draw_labels(indices: range, label_counts: list[int], seed: int) -> torch.Tensor:
+    """Labels as frequent as in the training data; without classes, the label that means none (0 classes: index 0)."""
+    if not label_counts:
+        return torch.zeros(len(indices), dtype=torch.int64)
+    weights = torch.tensor(label_counts, dtype=torch.float64)
+    generator = torch.Generator()
+    drawn = [
+        torch.multinomial(weights, 1, generator=generator.manual_seed(derive_seed(seed, "label", index))) for index in indices
+    ]
+    return torch.cat(drawn)
+
+
+def _shard_name(number: int) -> str:
+    return f"samples-{number:06d}.tar"
+
+
+STAGE = Stage(
+    name="sample",
+    run=run,
+    sections=("sample",),
+    inputs={
+        "shards": "artifacts/shards",
+        "freeze": "artifacts/freeze/{run}",
+        "stage2": "artifacts/stage2/{run}",
+        "prior": "artifacts/prior/{run}",
+    },
+)
+
+if __name__ == "__main__":
+    STAGE.main()

@@ -1,0 +1,40 @@
+"""Stage 1: train encoder, bottleneck and auxiliary decoder together. The decoder's weakness is the arm's."""
+
+from stage import Stage
+from storage.decoders import save_decoder
+from storage.files import write_atomic
+from storage.frozen import encoder_config, save_encoder
+from training.autoencoder import Stage1Objective
+from training.launch import train
+from training.loop import curves_csv
+
+
+def run(params, inputs, outputs) -> dict:
+    num_steps = params.arm.stage1.num_steps
+    trainer = train(Stage1Objective, params, inputs, params.stage1, num_steps, outputs.scratch, f"stage1 {params.run_name}")
+    objective, progress = trainer.objective, trainer.progress
+    autoencoder = trainer.exported("autoencoder")
+    config = encoder_config(objective.config, objective.bottleneck_config)
+    sha256 = save_encoder(outputs.artifact, config, autoencoder["encoder"], autoencoder["bottleneck"])
+    save_decoder(outputs.artifact, objective.config, autoencoder["decoder"], sha256)
+    write_atomic(outputs.curves, curves_csv(progress.rows))
+    last = progress.rows[-1]
+    return {
+        "num_steps": num_steps,
+        "num_images_seen": num_steps * params.stage1.batch_size,
+        "num_skipped_steps": progress.num_skipped_steps,
+        "num_parameters": {name: sum(p.numel() for p in part.parameters()) for name, part in autoencoder.items()},
+        **{name: value for name, value in last.items() if name.startswith("validation_")},
+    }
+
+
+STAGE = Stage(
+    name="stage1",
+    run=run,
+    sections=("autoencoder", "bottleneck", "reconstruction_loss", "stage1", "arms.{arm}.stage1"),
+    inputs={"shards": "artifacts/shards"},
+    has_curves=True,
+)
+
+if __name__ == "__main__":
+    STAGE.main()

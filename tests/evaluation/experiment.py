@@ -1,0 +1,152 @@
+"""A made-up experiment on disk: everything the report reads, with numbers a test can choose."""
+
+import csv
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+PROTOCOL = {
+    "extractor": "efficientnet-lite0",
+    "extractor_weights_sha256": "3f" * 32,
+    "extractor_input_size": 64,
+    "extractor_resize_filter": "bilinear",
+    "image_size": 32,
+    "dataset_resize_filter": "lanczos",
+    "split": "validation",
+    "num_images": 1000,
+    "reference_sha256": "a7" * 32,
+    "kid_subset_size": 500,
+    "kid_num_subsets": 100,
+    "torch_fidelity": "0.4.0",
+}
+# arm -> distance after stage 1, after stage 2, of samples: as the paper has it
+AS_IN_THE_PAPER = {"baseline": (33.0, 33.0, 61.0), "dae": (41.0, 29.0, 52.0)}
+FLOOR = 11.0
+SECTIONS = ("reconstruction_stage1", "reconstruction_stage2", "samples")
+JOINT, HALVES = {"stage1": 1500, "stage2": 0}, {"stage1": 750, "stage2": 750}
+
+
+def write_json(path: Path, tree) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(tree))
+
+
+def edit_json(path: Path, change) -> None:
+    """Read a JSON file, let ``change`` alter the tree in place, write it back."""
+    tree = json.loads(path.read_text())
+    change(tree)
+    path.write_text(json.dumps(tree))
+
+
+def write_experiment(root: Path, distances=AS_IN_THE_PAPER, seeds=(0,), seed_step=0.0, protocol=PROTOCOL, distance="fd_efficientnet_lite0"):
+    """Write metrics, durations, curves, grids and the shards' manifest of an experiment below ``root``.
+
+    Args:
+        distances: arm -> distance after stage 1, after stage 2, of samples.
+        seed_step: added to every distance for each further seed, around the given mean.
+        distance: key of the Fréchet distance; the kernel distance is named to match.
+    """
+    kernel = distance.replace("fd", "kd") if distance.startswith("fd") else "kid"
+    write_json(root / "metrics/reference.json", {"protocol": protocol, "floor": {distance: FLOOR, kernel: 0.0004}})
+    for arm, values in distances.items():
+        for position, seed in enumerate(seeds):
+            shift = seed_step * (position - (len(seeds) - 1) / 2)
+            _write_metrics(root, arm, seed, [value + shift for value in values], protocol, (distance, kernel))
+            _write_durations(root, f"{arm}-{seed}")
+            _write_curves(root, arm, seed)
+            _write_grids(root / "artifacts/evaluate" / f"{arm}-{seed}")
+    for stage in ("shards", "reference"):
+        write_json(root / "durations" / f"{stage}.json", duration(12.0))
+    write_manifest(root / "artifacts/shards", skipped=[{"name": "faces/broken.png", "reason": "truncated file"}])
+
+
+def write_manifest(folder: Path, skipped: list[dict], path: str = "photos/faces") -> None:
+    entries = {"train": (8000, 14_200_000), "validation": (1000, 1_800_000)}
+    manifest = {
+        "format": "dae-shards-1",
+        "image_size": 32,
+        "image_format": "png",
+        "classes": [],
+        "splits": {
+            split: {
+                "num_images": count,
+                "shards": [{"name": f"{split}-000000.tar", "num_images": count, "num_bytes": size, "sha256": "0" * 64}],
+            }
+            for split, (count, size) in entries.items()
+        },
+        "source": {"kind": "folder", "path": path},
+        "num_found": 9000 + len(skipped),
+        "num_skipped": len(skipped),
+        "skipped": skipped,
+        "ignored": {".txt files": 4},
+    }
+    write_json(folder / "manifest.json", manifest)
+
+
+def duration(seconds: float) -> dict:
+    return {
+        "wall_seconds": seconds,
+        "cpu_seconds": 1.8 * seconds,
+        "peak_memory_bytes": 812_000_000,
+        "output_bytes": 3_400_000,
+        "resumed": False,
+        "code_version": "f3993ff01c2d",
+        "machine": "x86_64, 2 cores, Python 3.11.9",
+    }
+
+
+def _write_metrics(root: Path, arm: str, seed: int, values: list[float], protocol: dict, names: tuple[str, str]) -> None:
+    distance, kernel = names
+    run = f"{arm}-{seed}"
+    evaluation = {
+        section: {distance: value, kernel: value / 4000, **({} if section == "samples" else {"psnr_db": 30 - value / 10})}
+        for section, value in zip(SECTIONS, values, strict=True)
+    }
+    evaluation["samples"] |= {"precision": 1 - values[2] / 200, "recall": 0.9 - values[2] / 200}
+    codes = {"codebook": {"usage": 0.97, "perplexity": 171.4}, "prior": {"validation_nll_nats_per_token": 3.1 - 0.1 * (arm != "baseline")}}
+    write_json(root / f"metrics/evaluate/{run}.json", {"protocol": protocol, "frozen_sha256": "b1" * 32, **evaluation, **codes})
+    for stage, num_steps in (JOINT if arm == "baseline" else HALVES).items():
+        parameters = {"encoder": 182_000, "decoder": 241_000, "discriminator": 98_000}
+        seen = {"num_steps": num_steps, "num_images_seen": 64 * num_steps, "num_skipped_steps": 0, "num_parameters": parameters}
+        write_json(root / f"metrics/{stage}/{run}.json", seen | {"validation_psnr_db": 27.1 if num_steps else None})
+    prior = {"num_steps": 800, "num_images_seen": 51_200, "num_parameters": 861_000, "best_step": 800}
+    write_json(root / f"metrics/prior/{run}.json", prior | {"validation_nll_nats_per_token": 3.0})
+
+
+def _write_durations(root: Path, run: str) -> None:
+    times = {"stage1": 141, "freeze": 3.1, "encode": 9.4, "stage2": 118, "prior": 92, "sample": 31, "evaluate": 44}
+    for stage, seconds in times.items():
+        write_json(root / f"durations/{stage}/{run}.json", duration(seconds))
+
+
+def _write_curves(root: Path, arm: str, seed: int) -> None:
+    columns = {
+        "stage1": {"perceptual": 0.6, "psnr_db": -20.0, "validation_psnr_db": -20.0},
+        "stage2": {"perceptual": 0.6},
+        "prior": {"nll_nats_per_token": 5.0, "validation_nll_nats_per_token": 5.0},
+    }
+    steps = (JOINT if arm == "baseline" else HALVES) | {"prior": 800}
+    noise = np.random.default_rng(seed)
+    for stage, metrics in columns.items():
+        path = root / f"curves/{stage}/{arm}-{seed}.csv"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["step", "num_images", *metrics])
+            for step in range(25, steps[stage] + 1, 25):
+                decay = 0.35 + 0.65 * math.exp(-step / 300) + (0.05 if arm == "baseline" else 0.0)
+                jitter = 1 + 0.02 * noise.standard_normal(len(metrics))
+                shape = [scale * decay if scale > 0 else -scale * (1.6 - decay) for scale in metrics.values()]
+                cells = [round(float(value), 5) for value in shape * jitter]
+                cells = ["" if name.startswith("validation_") and step % 250 else cell for name, cell in zip(metrics, cells, strict=True)]
+                writer.writerow([step, 64 * step, *cells])
+
+
+def _write_grids(folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, kind in enumerate(("real", *SECTIONS)):
+        pixels = np.full((12, 12, 3), 60 * number, dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{kind}.png")

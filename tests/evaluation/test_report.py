@@ -1,0 +1,180 @@
+"""The page: it says what the numbers say, shows what was skipped, and needs nothing but itself."""
+
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from errors import PipelineError
+from evaluation import plots
+from evaluation.report import describe_arm, flatten_parameters, format_bytes, format_count, format_duration, render
+from evaluation.summary import collect, read_durations
+from tests.evaluation.experiment import AS_IN_THE_PAPER, PROTOCOL, edit_json, write_experiment, write_manifest
+
+ARM = {"stage1": {"num_steps": 750, "channels_multiplier": 0.5, "dropout": 0.0}, "stage2": {"num_steps": 750, "start": "fresh"}}
+
+
+def make_page(root, arms=("baseline", "dae"), seeds=(0,), title="A title"):
+    durations = read_durations(root / "durations", [f"{arm}-{seed}" for arm in arms for seed in seeds])
+    summary = collect(list(arms), list(seeds), root / "metrics", durations, root / "artifacts/shards")
+    parameters = {"dataset": {"source": "photos"}, "arms": {arm: ARM for arm in arms}}
+    return render(title, summary, durations, root / "curves", root / "artifacts/evaluate", parameters)
+
+
+def words(page: str) -> str:
+    """The page's text, without tags, style, pictures and the paper's own figures."""
+    page = re.sub(r"<style>.*?</style>|<svg.*?</svg>|<aside.*?</aside>", "", page, flags=re.DOTALL)
+    return " ".join(re.sub(r"<[^>]*>", " ", page).split())
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    root = tmp_path_factory.mktemp("experiment")
+    write_experiment(root)
+    return make_page(root)
+
+
+def test_the_page_asks_the_network_for_nothing(page):
+    links = re.findall(r"""(?:src|href|action|data|poster)\s*=\s*["']([^"']*)""", page)
+    outside = {link for link in links if not link.startswith(("data:", "#"))}
+    assert outside == {"https://arxiv.org/abs/2307.08283"}
+    assert "<script" not in page
+    assert "@import" not in page
+    assert set(re.findall(r"url\((.)", page)) <= {"#"}
+
+
+def test_without_inception_only_the_paper_has_an_fid(page):
+    assert "FID" not in words(page)
+    assert "FD" in words(page)
+    assert re.search(r"<aside.*?FID 8\.58.*?9\.97.*?</aside>", page, flags=re.DOTALL)
+
+
+def test_with_inception_the_distance_is_an_fid(tmp_path):
+    write_experiment(tmp_path, protocol=PROTOCOL | {"extractor": "inception-v3-compat"}, distance="fid")
+    text = words(make_page(tmp_path))
+    assert "Samples of dae have FID 52.00" in text
+    assert "EfficientNet" not in text
+    assert "cannot be compared with figures published elsewhere" not in text
+
+
+def test_the_headline_turns_with_the_numbers(page, tmp_path):
+    assert "with one seed, dae beat baseline." in words(page)
+    write_experiment(tmp_path, {"baseline": AS_IN_THE_PAPER["dae"], "dae": AS_IN_THE_PAPER["baseline"]})
+    other = words(make_page(tmp_path))
+    assert "dae did not beat baseline" in other
+    assert other.count("not here") == 3
+
+
+def test_the_best_arm_of_a_column_is_marked_in_the_metrics_direction(page):
+    marked = {cell for cell in re.findall(r'class="[^"]*best">([^<]*)<', page)}
+    assert {"33.00", "29.00", "52.00"} <= marked  # distances: the smaller
+    assert {"0.740", "0.640"} <= marked  # precision and recall: the larger
+    assert not {"61.00", "41.00", "171.4", "3.000"} & marked  # worse ones, and what has no direction
+
+
+def test_nothing_is_marked_within_the_spread(tmp_path):
+    write_experiment(tmp_path, seeds=(0, 1, 2), seed_step=8.0)
+    page = make_page(tmp_path, seeds=(0, 1, 2))
+    assert 'best">' not in page
+    assert "52.00<small>± 8.00</small>" in page
+    assert "within the spread" in words(page)
+    assert all(f"seed {seed}" in words(page) for seed in (0, 1, 2))
+
+
+def test_names_from_outside_are_escaped(tmp_path):
+    write_experiment(tmp_path)
+    attack = "<script>alert(1)</script>"
+    write_manifest(tmp_path / "artifacts/shards", [{"name": attack, "reason": attack}], path=attack)
+    curve = tmp_path / "curves/stage1/dae-0.csv"
+    curve.write_text(curve.read_text().replace("perceptual", attack))
+    page = make_page(tmp_path, title=attack)
+    assert "<script" not in page
+    assert page.count("&lt;script&gt;alert(1)&lt;/script&gt;") >= 5
+
+
+def test_skipped_images_are_named_and_the_rest_counted(tmp_path):
+    write_experiment(tmp_path)
+    write_manifest(tmp_path / "artifacts/shards", [{"name": f"face-{number:02}.png", "reason": "not an image"} for number in range(23)])
+    text = words(make_page(tmp_path))
+    assert "face-19.png" in text
+    assert "face-20.png" not in text
+    assert "and 3 more" in text
+    assert "Skipped 23" in text
+    assert "Ignored 4 .txt files" in text
+
+
+def test_steps_left_out_for_a_bad_loss_are_told(page, tmp_path):
+    assert "not finite" not in words(page)
+    write_experiment(tmp_path)
+    edit_json(tmp_path / "metrics/stage1/dae-0.json", lambda tree: tree.update(num_skipped_steps=3))
+    assert "dae, seed 0, stage1: 3" in words(make_page(tmp_path))
+
+
+def test_the_same_files_make_the_same_page(page, tmp_path):
+    write_experiment(tmp_path)
+    assert make_page(tmp_path) == page
+
+
+def test_an_arm_without_a_second_stage_has_no_curve_there(page):
+    assert "No curve for baseline: no training steps in this stage." in words(page)
+
+
+def test_missing_grids_and_curves_are_named_with_the_command_that_makes_them(tmp_path):
+    write_experiment(tmp_path)
+    (tmp_path / "artifacts/evaluate/dae-0/samples.png").unlink()
+    with pytest.raises(PipelineError, match=r"dae-0/samples\.png: no such file; .*dvc repro evaluate@dae-0"):
+        make_page(tmp_path)
+    write_experiment(tmp_path)
+    (tmp_path / "curves/prior/dae-0.csv").unlink()
+    with pytest.raises(PipelineError, match=r"prior/dae-0\.csv: no such file; .*dvc repro prior@dae-0"):
+        make_page(tmp_path)
+
+
+def test_a_validation_curve_joins_the_training_curve_of_its_name(tmp_path):
+    path = tmp_path / "curve.csv"
+    path.write_text("step,num_images,loss,validation_loss,validation_only\n1,64,2.0,,\n2,128,1.0,1.5,7\n")
+    curve = plots.read_curve(path, arm=0, seed=0)
+    assert curve.points["validation_loss"] == [(128.0, 1.5)]
+    panels = plots.draw_panels("stage1", [curve])
+    assert [(panel["metric"], panel["has_training"], panel["has_validation"]) for panel in panels] == [
+        ("loss", True, True),
+        ("only", False, True),
+    ]
+    assert all(panel["svg"].startswith("<svg") and "var(--arm-0)" in panel["svg"] and "http" not in panel["svg"] for panel in panels)
+
+
+@pytest.mark.parametrize("cell", ["1.0.0", "high"])
+def test_a_damaged_curve_is_named_with_its_line(tmp_path, cell):
+    path = tmp_path / "curve.csv"
+    path.write_text(f"step,num_images,loss\n1,64,2.0\n2,128,{cell}\n")
+    with pytest.raises(PipelineError, match=r"curve\.csv: line 3"):
+        plots.read_curve(path, arm=0, seed=0)
+
+
+def test_a_huge_grid_is_compressed_and_a_small_one_is_embedded_as_it_is(tmp_path, monkeypatch):
+    path = tmp_path / "dae-0" / "real.png"
+    path.parent.mkdir()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(path)
+    small = plots.embed_grid(path)
+    assert small["uri"].startswith("data:image/png;base64,")
+    assert (small["width"], small["height"], small["is_compressed"]) == (64, 64, False)
+    monkeypatch.setattr(plots, "MAX_PNG_BYTES", 1000)
+    large = plots.embed_grid(path)
+    assert large["uri"].startswith("data:image/webp;base64,")
+    assert large["is_compressed"]
+    assert len(large["uri"]) < len(small["uri"])
+
+
+def test_an_arm_is_described_by_what_it_does():
+    assert "0.5 × the channels" in describe_arm(ARM)
+    assert "a fresh full decoder learns for 750 steps" in describe_arm(ARM)
+    joint = {"stage1": {"num_steps": 1500, "channels_multiplier": 1.0, "dropout": 0.0}, "stage2": {"num_steps": 0, "start": "stage1"}}
+    assert describe_arm(joint) == "Encoder and the full decoder learn together for 1,500 steps; there is no second stage."
+
+
+def test_quantities_are_readable():
+    assert [format_bytes(count) for count in (12, 3_400_000, 2.5e12)] == ["12 B", "3.4 MB", "2.5 TB"]
+    assert [format_duration(seconds) for seconds in (3.14, 75.3, 7384)] == ["3.1 s", "1 min 15 s", "2 h 03 min"]
+    assert [format_count(count) for count in (0, 9_999, 96_000, 1_234_567)] == ["0", "9,999", "96.0 k", "1.23 M"]
+    assert flatten_parameters({"a": {"b": None, "c": [1, 2]}, "d": "x"}) == [("a.b", "null"), ("a.c", "[1, 2]"), ("d", "x")]

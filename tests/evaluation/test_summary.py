@@ -1,0 +1,169 @@
+"""The summary: what beats what, with how much certainty, and what must not be compared at all."""
+
+import json
+import math
+
+import pytest
+
+from errors import PipelineError
+from evaluation.summary import collect, decimals, describe, read_durations
+from tests.evaluation.experiment import AS_IN_THE_PAPER, FLOOR, PROTOCOL, edit_json, write_experiment, write_manifest
+
+THE_OTHER_WAY_ROUND = {"baseline": (33.0, 33.0, 52.0), "dae": (30.0, 35.0, 61.0)}
+
+
+def summarize(root, arms=("baseline", "dae"), seeds=(0,)):
+    runs = [f"{arm}-{seed}" for arm in arms for seed in seeds]
+    return collect(list(arms), list(seeds), root / "metrics", read_durations(root / "durations", runs), root / "artifacts/shards")
+
+
+def test_the_verdict_follows_the_numbers(tmp_path):
+    for distances, outcome, verdicts in (
+        (AS_IN_THE_PAPER, "better", ["as in the paper"] * 3),
+        (THE_OTHER_WAY_ROUND, "worse", ["not here"] * 3),
+    ):
+        write_experiment(tmp_path, distances)
+        summary = summarize(tmp_path)
+        assert summary["verdict"]["outcomes"] == {"dae": outcome}
+        assert [row["verdict"] for row in summary["expectations"]] == verdicts
+    assert "did not beat" in summary["verdict"]["headline"]
+
+
+def test_a_tie_is_no_victory(tmp_path):
+    write_experiment(tmp_path, {"baseline": (33.0, 33.0, 52.0), "dae": (33.0, 33.0, 52.0)})
+    verdict = summarize(tmp_path)["verdict"]
+    assert verdict["outcomes"] == {"dae": "equal"}
+    assert "beat" not in verdict["headline"]
+
+
+def test_one_seed_has_no_spread_and_says_so(tmp_path):
+    write_experiment(tmp_path)
+    summary = summarize(tmp_path)
+    assert set(summary["arms"]["dae"]["std"].values()) == {None}
+    assert all(row["spread"] is None for row in summary["expectations"])
+    assert "one seed" in summary["verdict"]["headline"]
+    assert any("unknown" in paragraph for paragraph in summary["verdict"]["paragraphs"])
+
+
+def test_the_spread_is_that_of_a_difference_between_two_runs(tmp_path):
+    write_experiment(tmp_path, seeds=(0, 1, 2), seed_step=2.0)  # sample std of x-2, x, x+2 is 2
+    summary = summarize(tmp_path, seeds=(0, 1, 2))
+    key = "samples.fd_efficientnet_lite0"
+    assert summary["arms"]["dae"]["mean"][key] == pytest.approx(52.0)
+    assert summary["arms"]["dae"]["std"][key] == pytest.approx(2.0)
+    assert summary["expectations"][0]["spread"] == pytest.approx(2.0 * math.sqrt(2))
+
+
+def test_a_difference_inside_the_spread_is_neither_better_nor_worse(tmp_path):
+    write_experiment(tmp_path, seeds=(0, 1, 2), seed_step=8.0)  # spread 11.3, the samples differ by 9
+    summary = summarize(tmp_path, seeds=(0, 1, 2))
+    assert {row["verdict"] for row in summary["expectations"]} == {"within the spread"}
+    assert summary["verdict"]["outcomes"] == {"dae": "within the spread"}
+    assert "cannot be told apart" in summary["verdict"]["headline"]
+
+
+def test_the_difference_is_set_against_the_floor(tmp_path):
+    write_experiment(tmp_path)
+    row = summarize(tmp_path)["expectations"][2]
+    assert row["gap_closed"] == pytest.approx((61.0 - 52.0) / (61.0 - FLOOR))
+    edit_json(tmp_path / "metrics/reference.json", lambda tree: tree["floor"].update(fd_efficientnet_lite0=70.0))
+    assert summarize(tmp_path)["expectations"][2]["gap_closed"] is None
+
+
+def test_every_further_arm_is_held_against_the_first(tmp_path):
+    write_experiment(tmp_path, {**AS_IN_THE_PAPER, "weaker": (50.0, 40.0, 70.0)})
+    summary = summarize(tmp_path, arms=("baseline", "dae", "weaker"))
+    assert [row["arm"] for row in summary["expectations"]] == ["dae"] * 3 + ["weaker"] * 3
+    assert summary["verdict"]["outcomes"] == {"dae": "better", "weaker": "worse"}
+    assert summarize(tmp_path, arms=("dae", "baseline"))["verdict"]["outcomes"] == {"baseline": "worse"}
+
+
+def test_a_single_arm_is_compared_with_nothing(tmp_path):
+    write_experiment(tmp_path)
+    summary = summarize(tmp_path, arms=("baseline",))
+    assert summary["expectations"] == []
+    assert "nothing to compare" in summary["verdict"]["headline"]
+
+
+def test_unequal_budgets_are_owned_up_to(tmp_path):
+    write_experiment(tmp_path)
+    assert "The budgets differ" not in summarize(tmp_path)["verdict"]["paragraphs"][-1]
+    edit_json(tmp_path / "metrics/stage2/dae-0.json", lambda tree: tree.update(num_images_seen=96_000))
+    assert "The budgets differ" in summarize(tmp_path)["verdict"]["paragraphs"][-1]
+
+
+@pytest.mark.parametrize(("file", "other"), [("evaluate/dae-0.json", 500), ("reference.json", 2000)])
+def test_values_of_different_protocols_are_refused(tmp_path, file, other):
+    write_experiment(tmp_path)
+    edit_json(tmp_path / "metrics" / file, lambda tree: tree["protocol"].update(num_images=other))
+    with pytest.raises(PipelineError, match=rf"another protocol than .*num_images (1000|{other}), not"):
+        summarize(tmp_path)
+
+
+def test_an_incomplete_protocol_is_refused(tmp_path):
+    write_experiment(tmp_path, protocol={key: value for key, value in PROTOCOL.items() if key != "extractor_weights_sha256"})
+    with pytest.raises(PipelineError, match="extractor_weights_sha256"):
+        summarize(tmp_path)
+
+
+@pytest.mark.parametrize("stage", ["evaluate", "stage1", "stage2", "prior"])
+def test_a_missing_file_is_named_with_the_command_that_makes_it(tmp_path, stage):
+    write_experiment(tmp_path)
+    (tmp_path / f"metrics/{stage}/dae-0.json").unlink()
+    with pytest.raises(PipelineError, match=rf"metrics/{stage}/dae-0\.json: no such file; .*dvc repro {stage}@dae-0") as caught:
+        summarize(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_metric_that_one_run_lacks_is_named(tmp_path):
+    write_experiment(tmp_path)
+    edit_json(tmp_path / "metrics/evaluate/dae-0.json", lambda tree: tree["samples"].pop("recall"))
+    with pytest.raises(PipelineError, match=r"evaluate/dae-0\.json: has no samples\.recall"):
+        summarize(tmp_path)
+
+
+def test_numbers_that_are_none_are_refused(tmp_path):
+    write_experiment(tmp_path)
+    edit_json(tmp_path / "metrics/evaluate/dae-0.json", lambda tree: tree["samples"].update(recall=math.nan))
+    with pytest.raises(PipelineError, match=r"samples\.recall is nan"):
+        summarize(tmp_path)
+
+
+def test_stale_runs_are_not_read(tmp_path):
+    write_experiment(tmp_path, {**AS_IN_THE_PAPER, "old": (1.0, 1.0, 1.0)}, seeds=(0, 7))
+    (tmp_path / "metrics/evaluate/old-0.json").write_text("no JSON")
+    summary = summarize(tmp_path)
+    assert list(summary["arms"]) == ["baseline", "dae"]
+    assert list(summary["arms"]["dae"]["runs"]) == ["0"]
+
+
+def test_the_summary_is_plain_json_and_keeps_what_was_skipped(tmp_path):
+    write_experiment(tmp_path)
+    write_manifest(tmp_path / "artifacts/shards", [{"name": f"{number}.png", "reason": "not an image"} for number in range(50)])
+    summary = json.loads(json.dumps(summarize(tmp_path), allow_nan=False))
+    assert len(summary["data"]["skipped"]) == summary["data"]["num_skipped"] == 50
+    assert summary["code_versions"] == ["f3993ff01c2d"]
+    assert summary["protocol"] == PROTOCOL
+
+
+def test_durations_come_in_pipeline_order_and_must_be_complete(tmp_path):
+    write_experiment(tmp_path)
+    rows = read_durations(tmp_path / "durations", ["baseline-0", "dae-0"])
+    assert [row["stage"] for row in rows][:4] == ["shards", "reference", "stage1", "stage1"]
+    assert [row["run"] for row in rows][:4] == [None, None, "baseline-0", "dae-0"]
+    (tmp_path / "durations/encode/dae-0.json").unlink()
+    with pytest.raises(PipelineError, match="dvc repro encode@dae-0"):
+        read_durations(tmp_path / "durations", ["baseline-0", "dae-0"])
+
+
+def test_only_inception_features_are_called_fid():
+    assert describe("fid").full_label == "FID"
+    assert describe("fd_efficientnet_lite0").full_label == "FD (EfficientNet-Lite0)"
+    assert describe("kd_somebody_elses").full_label == "KD (somebody_elses)"
+    assert describe("psnr_db").direction == 1
+    assert describe("fd_efficientnet_lite0").direction == -1
+
+
+@pytest.mark.parametrize(("values", "places"), [([61.2, 9.1], 2), ([0.0152], 5), ([0.7, 0.06], 3), ([1234.5], 0), ([None, 0.0], 2)])
+def test_decimals_show_what_is_significant(values, places):
+    assert decimals(values) == places

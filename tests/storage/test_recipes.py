@@ -1,0 +1,185 @@
+"""Recipe files: what they draw or fetch, and one line for every mistake in them."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from errors import PipelineError
+from storage.avatars import draw_avatar
+from storage.images import to_rgb
+from storage.recipes import load_recipe
+from storage.sources import open_source
+
+PROJECT = Path(__file__).parents[2]
+
+
+def recipe(tmp_path: Path, text: str) -> Path:
+    (tmp_path / "some.yaml").write_text(text)
+    return tmp_path / "some.yaml"
+
+
+def refusal(path: Path, split: str = "random") -> str:
+    with pytest.raises(PipelineError) as error:
+        open_source(path, split)
+    text = str(error.value)
+    assert "\n" not in text and str(path) in text
+    return text
+
+
+@pytest.mark.parametrize("path", sorted(PROJECT.glob("sources/*.yaml")), ids=lambda path: path.name)
+def test_shipped_recipes_are_valid(path):
+    load_recipe(path)
+
+
+def test_avatars_are_listed_and_drawn(tmp_path):
+    source = open_source(recipe(tmp_path, "{recipe: avatars, num_images: 3, seed: 5, draw_size: 48}"), "random")
+    assert source.kind == "recipe" and source.classes == []
+    items = source.splits["all"]
+    assert len({item.key for item in items}) == 3
+    image, label = source.reader.read(items[2])
+    assert image.size == (48, 48) and image.mode == "RGB" and label is None
+    assert (np.asarray(image) == np.asarray(draw_avatar(5, 2, 48))).all()
+
+
+def test_avatars_differ_by_index_and_by_seed():
+    faces = [np.asarray(draw_avatar(seed, index, 32)).tobytes() for seed in (0, 1) for index in range(8)]
+    assert len(set(faces)) == 16
+
+
+def test_avatars_are_the_same_in_every_process():
+    program = (
+        "import hashlib, random; from storage.avatars import draw_avatar; random.seed(); random.random()\n"
+        "print(hashlib.sha256(b''.join(draw_avatar(0, i, 32).tobytes() for i in range(8))).hexdigest())"
+    )
+    outputs = {
+        subprocess.run(
+            [sys.executable, "-c", program], cwd=PROJECT, env={"PYTHONHASHSEED": seed}, capture_output=True, text=True, check=True
+        ).stdout
+        for seed in ("1", "2")
+    }
+    assert len(outputs) == 1
+
+
+def test_avatars_fill_their_frame():
+    """A face, not a ground: the middle of most images has another colour than the corner."""
+    faces = [np.asarray(draw_avatar(0, index, 32)).astype(int) for index in range(20)]
+    assert sum(np.abs(face[16, 16] - face[0, 0]).max() > 20 for face in faces) >= 18
+    assert len({tuple(face[0, 0]) for face in faces}) > 10  # grounds vary
+
+
+FAKE = "recipe: torchvision\ndataset: FakeData\nroot: nowhere\n"  # noise that torchvision makes without a network
+SPLITS = "splits: {train: {size: 4, num_classes: 3}, validation: {size: 2, num_classes: 3, random_offset: 9}}\n"
+
+
+def test_torchvision_splits_and_labels(tmp_path):
+    source = open_source(recipe(tmp_path, FAKE + SPLITS + "classes: [ant, bee, cow]"), "folders")
+    assert source.classes == ["ant", "bee", "cow"]
+    assert {split: len(items) for split, items in source.splits.items()} == {"train": 4, "validation": 2}
+    assert len({item.key for items in source.splits.values() for item in items}) == 6
+    image, label = source.reader.read(source.splits["train"][1])
+    assert to_rgb(image, 10**6).size == (224, 224) and label in (0, 1, 2)
+
+
+def test_torchvision_reader_survives_the_way_to_a_worker(tmp_path):
+    from multiprocessing.reduction import ForkingPickler
+
+    source = open_source(recipe(tmp_path, FAKE + SPLITS + "classes: []"), "folders")
+    item = source.splits["validation"][1]
+    copy = ForkingPickler.loads(ForkingPickler.dumps(source.reader))
+    assert copy.read(item)[0].tobytes() == source.reader.read(item)[0].tobytes()
+    assert copy.read(item)[1] is None  # classes: [] means no labels
+
+
+def test_torchvision_without_class_names_asks_for_them(tmp_path):
+    assert "FakeData does not name its classes; give them as classes" in refusal(recipe(tmp_path, FAKE + SPLITS), "folders")
+
+
+def test_label_beyond_the_named_classes(tmp_path):
+    source = open_source(recipe(tmp_path, FAKE + "splits: {train: {size: 30, num_classes: 3}}\nclasses: [ant]"), "random")
+    with pytest.raises(PipelineError, match=r"some\.yaml: FakeData-train \d+ has label [12], not an index into the 1 classes"):
+        for item in source.splits["all"]:
+            source.reader.read(item)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("dataset: CIFAR11", "dataset: torchvision.datasets has no data set 'CIFAR11'"),
+        ("dataset: os", "dataset: torchvision.datasets has no data set 'os'"),
+        ("splits: {train: {split: x}}", "splits: FakeData takes no argument 'split' here; it takes: size"),
+        ("splits: {train: {download: true}}", "takes no argument 'download' here"),
+        ("splits: {}", "splits: got {}"),
+        ("splits: {val: {}}", "splits.val: got 'val'"),
+    ],
+)
+def test_mistakes_in_a_torchvision_recipe(tmp_path, change, message):
+    key = change.split(":")[0]
+    text = "".join(line for line in (FAKE + "splits: {train: {}}\nclasses: []\n").splitlines(True) if not line.startswith(key))
+    assert message in refusal(recipe(tmp_path, text + change))
+
+
+def test_data_set_that_cannot_be_fetched_says_what_to_do(tmp_path, monkeypatch):
+    import urllib.request
+
+    def offline(*_, **__):
+        raise OSError("no network")
+
+    monkeypatch.setattr(urllib.request, "urlopen", offline)
+    text = f"{{recipe: torchvision, dataset: CIFAR10, root: {tmp_path}/data, splits: {{train: {{train: true}}}}}}"
+    message = refusal(recipe(tmp_path, text))
+    assert "cannot open CIFAR10" in message and "no network" in message and "copy that folder" in message
+
+
+HUGGING_FACE = "{recipe: huggingface, dataset: some/name, splits: {train: train}}"
+
+
+def test_missing_datasets_library_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    assert "pip install datasets" in refusal(recipe(tmp_path, HUGGING_FACE))
+
+
+def test_hugging_face_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    datasets = pytest.importorskip("datasets")
+    columns = datasets.Features({"picture": datasets.Image(), "kind": datasets.ClassLabel(names=["ant", "bee"])})
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3), dtype=np.uint8)
+    table = datasets.Dataset.from_dict({"picture": list(pixels), "kind": [0, 1, 1]}, features=columns)
+    table.to_parquet(str(tmp_path / "data" / "train-0.parquet"))
+    text = f"{{recipe: huggingface, dataset: {tmp_path}/data, splits: {{train: train}}, image_column: picture, label_column: kind}}"
+    source = open_source(recipe(tmp_path, text), "random")
+    assert source.classes == ["ant", "bee"]
+    assert [source.reader.read(item)[1] for item in source.splits["all"]] == [0, 1, 1]
+    assert "has no column 'kinds'" in refusal(recipe(tmp_path, text.replace("kind}", "kinds}")))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "recipe: missing; write recipe: and one of avatars, torchvision, huggingface"),
+        ("num_images: 3", "recipe: missing"),
+        ("recipe: avatar", "recipe: unknown recipe 'avatar'; known: avatars"),
+        ("recipe: [", "not valid YAML"),
+        ("{recipe: avatars, num_images: 3, seed: 0, draw_size: 64, colour: red}", "colour: unknown key; known: recipe, num_images"),
+        ("{recipe: avatars, num_images: 3, seed: 0}", "draw_size: missing"),
+        ("{recipe: avatars, num_images: '3', seed: 0, draw_size: 64}", "num_images: got '3'; input should be a valid integer"),
+        ("{recipe: avatars, num_images: 0, seed: 0, draw_size: 64}", "num_images: got 0"),
+        ("{recipe: avatars, num_images: 3, seed: true, draw_size: 64}", "seed: got True"),
+    ],
+)
+def test_mistakes_in_a_recipe_file(tmp_path, text, message):
+    assert message in refusal(recipe(tmp_path, text))
+
+
+@pytest.mark.parametrize(
+    ("text", "split", "message"),
+    [
+        ("{recipe: avatars, num_images: 3, seed: 0, draw_size: 64}", "folders", "no train and validation splits; set it to random"),
+        (FAKE + "splits: {train: {}}", "folders", "no train and validation splits; set it to random"),
+        (FAKE + SPLITS, "random", "has a validation split; set dataset.split: folders"),
+    ],
+)
+def test_recipe_and_split_must_agree(tmp_path, text, split, message):
+    assert message in refusal(recipe(tmp_path, text), split)

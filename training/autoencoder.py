@@ -1,0 +1,257 @@
+"""Objectives of stage 1 (encoder, bottleneck and auxiliary decoder) and stage 2 (the real decoder on frozen latents)."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from errors import PipelineError
+from evaluation.perceptual import build_perceptual
+from models.autoencoder import AutoencoderConfig, Decoder, Encoder, from_uint8
+from models.bottleneck import build_bottleneck, usage_metrics
+from models.discriminator import PatchDiscriminator
+from models.losses import balance_adversarial, discriminator_hinge_loss, generator_hinge_loss
+from params import Autoencoder, ReconstructionLoss
+from storage.decoders import load_decoder
+from storage.frozen import load_frozen
+from storage.latents import LatentDataset
+from storage.shards import ShardDataset, read_manifest
+from training.randomness import derive_seed
+from training.schedule import resolve_step
+
+MAX_VALIDATION_IMAGES = 500
+VALIDATION_BATCH_SIZE = 100
+
+
+class ImageExamples:
+    """Images and nothing else, from shards."""
+
+    def __init__(self, shards: ShardDataset):
+        self.shards = shards
+
+    def __len__(self) -> int:
+        return len(self.shards)
+
+    def batch(self, indices: list[int]) -> dict[str, Tensor]:
+        return {"images": self.shards.images(indices)}
+
+
+class LatentExamples:
+    """Images beside the latents that were made of them.
+
+    Raises:
+        PipelineError: when the latents were made from other shards than these.
+    """
+
+    def __init__(self, shards: ShardDataset, latents: LatentDataset):
+        self.shards, self.latents = shards, latents
+        made_from = [(file["shard"], file["shard_sha256"]) for file in latents.files]
+        present = [(entry["name"], entry["sha256"]) for entry, _ in shards.shards]
+        if made_from != present:
+            raise PipelineError(f"{latents.folder}: these latents were made from other image shards; run dvc repro encode")
+
+    def __len__(self) -> int:
+        return len(self.shards)
+
+    def batch(self, indices: list[int]) -> dict[str, Tensor]:
+        return {"images": self.shards.images(indices), **self.latents.batch(indices)}
+
+
+class AutoencoderLoss:
+    """Pixel and perceptual distance, and from its start on the adversarial term; one call per training step.
+
+    Args:
+        discriminator: None when the adversarial weight is 0.
+    """
+
+    def __init__(self, settings: ReconstructionLoss, num_steps: int, discriminator: nn.Module | None, device: torch.device):
+        self.settings, self.discriminator = settings, discriminator
+        self.discriminator_start = resolve_step(settings.discriminator_start, num_steps)
+        self.adversarial_start = resolve_step(settings.adversarial_start, num_steps)
+        perceptual = build_perceptual(settings.perceptual, settings.perceptual_weights_path)
+        self.perceptual = perceptual.to(device) if perceptual is not None else None
+
+    def __call__(self, reconstruction: Tensor, images: Tensor, last_layer: Tensor, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """The scalar to minimise and scalars to log, for a reconstruction and its original (B, 3, H, W) in [-1, 1]."""
+        distance = F.l1_loss if self.settings.pixel == "l1" else F.mse_loss
+        pixel = distance(reconstruction.float(), images)
+        loss, metrics = self.settings.pixel_weight * pixel, {"pixel": pixel}
+        if self.perceptual is not None:
+            perceptual = self.perceptual(reconstruction, images).mean()
+            loss, metrics["perceptual"] = loss + self.settings.perceptual_weight * perceptual, perceptual
+        if self.discriminator is None:
+            return loss, metrics
+        fake = reconstruction.detach()
+        if step >= self.adversarial_start:
+            adversarial = generator_hinge_loss(self._judge(reconstruction))
+            gradient, weight = balance_adversarial(reconstruction, loss, adversarial, last_layer, self.settings.adversarial_weight)
+            loss = (reconstruction * gradient).sum()  # has that gradient; its value means nothing
+            metrics |= {"adversarial": adversarial, "adaptive_weight": weight}
+        if step >= self.discriminator_start:
+            real_logits, fake_logits = self.discriminator(torch.cat([images, fake])).chunk(2)
+            discriminator_loss = discriminator_hinge_loss(real_logits, fake_logits)
+            loss, metrics["discriminator"] = loss + discriminator_loss, discriminator_loss
+        return loss, metrics
+
+    def _judge(self, reconstruction: Tensor) -> Tensor:
+        """Logits whose gradient reaches the reconstruction and not the discriminator."""
+        self.discriminator.requires_grad_(False)
+        logits = self.discriminator(reconstruction)
+        self.discriminator.requires_grad_(True)
+        return logits
+
+
+class Stage1Objective:
+    """Encoder, bottleneck and auxiliary decoder, trained together (arXiv 2307.08283, section 4)."""
+
+    averaged = ("autoencoder",)
+    selection = None
+
+    def __init__(self, params: SimpleNamespace, inputs: SimpleNamespace, device: torch.device):
+        shards = ShardDataset(inputs.shards, "train")
+        self.examples = ImageExamples(shards)
+        self.validation = ShardDataset(inputs.shards, "validation")
+        self.device, self.horizontal_flip = device, params.stage1.horizontal_flip
+        image_size = read_manifest(inputs.shards)["image_size"]
+        arm = params.arm.stage1
+        self.bottleneck_config = bottleneck_config(params)
+        self.config = autoencoder_config(
+            params.autoencoder,
+            image_size,
+            params.bottleneck.code_dim,
+            arm.channels_multiplier,
+            max(arm.dropout, params.autoencoder.dropout),
+        )
+        parts = {
+            "encoder": _seeded(params.seed, "encoder", lambda: Encoder(self.config)),
+            "bottleneck": _seeded(params.seed, "bottleneck", lambda: build_bottleneck(self.bottleneck_config)),
+            "decoder": _seeded(params.seed, "decoder", lambda: Decoder(self.config)),
+        }
+        self.modules: dict[str, nn.Module] = {"autoencoder": _place(nn.ModuleDict(parts), device)}
+        self.loss_terms = _build_loss(params, arm.num_steps, self.modules, device)
+
+    def loss(self, batch: dict[str, Tensor], step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        images = _to_images(batch["images"], self.device)
+        if self.horizontal_flip:
+            flipped = torch.rand(len(images), 1, 1, 1, device=self.device) < 0.5
+            images = torch.where(flipped, images.flip(-1), images)
+        autoencoder = self.modules["autoencoder"]
+        output = autoencoder["bottleneck"](autoencoder["encoder"](images))
+        reconstruction = autoencoder["decoder"](output.z)
+        loss, metrics = self.loss_terms(reconstruction, images, autoencoder["decoder"].last_layer, step)
+        return loss + output.loss, {**metrics, **output.metrics}
+
+    def validate(self, averages: dict[str, nn.Module]) -> dict[str, float]:
+        autoencoder = averages["autoencoder"]
+        squared_errors, tokens = [], []
+        for indices in _validation_batches(len(self.validation)):
+            images = _to_images(self.validation.images(indices), self.device)
+            latents = autoencoder["bottleneck"].encode(autoencoder["encoder"](images))
+            reconstruction = autoencoder["decoder"](autoencoder["bottleneck"].decode(latents))
+            squared_errors.append(_squared_error(reconstruction, images))
+            tokens.append(latents["tokens"].flatten())
+        counts = torch.bincount(torch.cat(tokens), minlength=self.bottleneck_config["num_codes"])
+        usage = {f"validation_{name}": value.item() for name, value in usage_metrics(counts).items()}
+        return {"validation_psnr_db": _psnr_db(squared_errors), **usage}
+
+
+class Stage2Objective:
+    """The real decoder on latents read from disk: no encoder runs here (arXiv 2307.08283, section 4)."""
+
+    averaged = ("decoder",)
+    selection = None
+
+    def __init__(self, params: SimpleNamespace, inputs: SimpleNamespace, device: torch.device):
+        frozen = load_frozen(inputs.freeze).to(device)
+        self.bottleneck, self.device = frozen.bottleneck, device
+        self.examples = self._open_split(inputs, "train", frozen.sha256)
+        self.validation = self._open_split(inputs, "validation", frozen.sha256)
+        size, code_dim = frozen.config["autoencoder"]["image_size"], frozen.config["autoencoder"]["latent_channels"]
+        self.config = autoencoder_config(params.autoencoder, size, code_dim, 1.0, params.autoencoder.dropout)
+        if params.arm.stage2.start == "stage1":
+            decoder = load_decoder(inputs.stage1, frozen.sha256).requires_grad_(True)
+        else:
+            decoder = _seeded(params.seed, "stage2 decoder", lambda: Decoder(self.config))
+        self.modules: dict[str, nn.Module] = {"decoder": _place(decoder, device)}
+        self.loss_terms = _build_loss(params, params.arm.stage2.num_steps, self.modules, device)
+
+    @staticmethod
+    def _open_split(inputs: SimpleNamespace, split: str, frozen_sha256: str) -> LatentExamples:
+        return LatentExamples(ShardDataset(inputs.shards, split), LatentDataset(inputs.encode, split, frozen_sha256))
+
+    def loss(self, batch: dict[str, Tensor], step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        images = _to_images(batch.pop("images"), self.device)
+        decoder = self.modules["decoder"]
+        reconstruction = decoder(self.bottleneck.decode(batch))
+        return self.loss_terms(reconstruction, images, decoder.last_layer, step)
+
+    def validate(self, averages: dict[str, nn.Module]) -> dict[str, float]:
+        squared_errors = []
+        for indices in _validation_batches(len(self.validation)):
+            batch = {name: tensor.to(self.device) for name, tensor in self.validation.batch(indices).items()}
+            images = _to_images(batch.pop("images"), self.device)
+            squared_errors.append(_squared_error(averages["decoder"](self.bottleneck.decode(batch)), images))
+        return {"validation_psnr_db": _psnr_db(squared_errors)}
+
+
+def autoencoder_config(
+    settings: Autoencoder, image_size: int, latent_channels: int, channels_multiplier: float, decoder_dropout: float
+) -> AutoencoderConfig:
+    """The shape of an autoencoder whose decoder has ``channels_multiplier`` times the encoder's channels."""
+    return AutoencoderConfig(
+        image_size=image_size,
+        patch_size=settings.patch_size,
+        channels=settings.channels,
+        channel_multipliers=tuple(settings.channel_multipliers),
+        num_res_blocks=settings.num_res_blocks,
+        attention_resolutions=tuple(settings.attention_resolutions),
+        latent_channels=latent_channels,
+        decoder_channels=max(1, round(settings.channels * channels_multiplier)),
+        encoder_dropout=settings.dropout,
+        decoder_dropout=decoder_dropout,
+    )
+
+
+def bottleneck_config(params: SimpleNamespace) -> dict:
+    """The config from which models.bottleneck.build_bottleneck rebuilds the bottleneck."""
+    return params.bottleneck.model_dump()
+
+
+def _build_loss(params: SimpleNamespace, num_steps: int, modules: dict[str, nn.Module], device: torch.device) -> AutoencoderLoss:
+    settings = params.reconstruction_loss
+    if settings.adversarial_weight:
+        shape = settings.discriminator_channels, settings.discriminator_num_layers
+        modules["discriminator"] = _place(_seeded(params.seed, "discriminator", lambda: PatchDiscriminator(*shape)), device)
+    return AutoencoderLoss(settings, num_steps, modules.get("discriminator"), device)
+
+
+def _seeded(seed: int, name: str, build) -> nn.Module:
+    """Build a module from its own seed: both arms start from the same encoder, whatever else they build before it."""
+    torch.manual_seed(derive_seed(seed, "init", name))
+    return build()
+
+
+def _place(module: nn.Module, device: torch.device) -> nn.Module:
+    return module.to(device, memory_format=torch.channels_last)
+
+
+def _to_images(images: Tensor, device: torch.device) -> Tensor:
+    return from_uint8(images.to(device)).contiguous(memory_format=torch.channels_last)  # (B, 3, H, W)
+
+
+def _validation_batches(num_images: int) -> list[range]:
+    stop = min(num_images, MAX_VALIDATION_IMAGES)
+    return [range(start, min(start + VALIDATION_BATCH_SIZE, stop)) for start in range(0, stop, VALIDATION_BATCH_SIZE)]
+
+
+def _squared_error(reconstruction: Tensor, images: Tensor) -> Tensor:
+    return (reconstruction.clamp(-1, 1).float() - images).square().mean(dim=(1, 2, 3))  # (B,)
+
+
+def _psnr_db(squared_errors: list[Tensor]) -> float:
+    """Mean over images of the peak signal-to-noise ratio; the peak-to-peak range of [-1, 1] is 2."""
+    errors = torch.cat(squared_errors).double().clamp(min=1e-10)
+    return (10 * torch.log10(4 / errors)).mean().item()

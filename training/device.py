@@ -1,0 +1,41 @@
+"""The device a stage computes on, and the settings that make it compute the same bits every time."""
+
+import ctypes
+import os
+import sys
+
+import torch
+
+from errors import PipelineError
+from params import Runtime
+
+MALLOPT_TRIM_THRESHOLD, MALLOPT_MMAP_THRESHOLD = -1, -3
+
+
+def prepare_device(runtime: Runtime, num_sharing: int = 1) -> torch.device:
+    """Choose the device, set the number of CPU threads, and turn on deterministic algorithms.
+
+    Args:
+        num_sharing: how many processes share this machine's cores.
+
+    Raises:
+        PipelineError: when ``runtime.device`` is cuda and there is none.
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS repeats its results only with it
+    torch.set_num_threads(runtime.num_threads or max(1, (os.cpu_count() or 1) // num_sharing))
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False
+    _keep_freed_memory()
+    if runtime.device == "cuda" and not torch.cuda.is_available():
+        raise PipelineError("runtime.device: cuda, but torch sees no GPU here; set it to auto or cpu")
+    use_cuda = runtime.device != "cpu" and torch.cuda.is_available()
+    return torch.device("cuda" if use_cuda else "cpu")
+
+
+def _keep_freed_memory() -> None:
+    """Have glibc reuse large freed blocks: giving each activation back to the kernel costs a page fault per 4 KiB."""
+    if sys.platform == "linux":
+        libc = ctypes.CDLL(None)
+        if hasattr(libc, "mallopt"):
+            libc.mallopt(MALLOPT_MMAP_THRESHOLD, 1 << 30)
+            libc.mallopt(MALLOPT_TRIM_THRESHOLD, (1 << 31) - 1)

@@ -1,0 +1,272 @@
+"""The one training loop: stage 1, stage 2 and the prior differ only in their ``Objective``."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from errors import PipelineError
+from params import Optimization, Runtime
+from training.checkpoint import load_checkpoint, save_checkpoint
+from training.randomness import batch_indices, derive_seed
+from training.schedule import MovingAverage, build_optimizer, learning_rate
+
+MAX_CONSECUTIVE_SKIPS = 5
+
+
+class Examples(Protocol):
+    """A training set. Loader processes get a copy, so it must pickle."""
+
+    def __len__(self) -> int: ...
+
+    def batch(self, indices: list[int]) -> dict[str, Tensor]:
+        """Examples by index, on the CPU."""
+
+
+class Objective(Protocol):
+    """What one run trains. It knows data and losses, and nothing of optimizers, checkpoints or processes.
+
+    Attributes:
+        modules: name -> module with trained parameters; gradients are clipped per module.
+        averaged: names of those kept as moving averages; the averages are what is validated and exported.
+        examples: the training set.
+        selection: the validation metric (lower is better) that chooses the exported step; None: the last step.
+    """
+
+    modules: dict[str, nn.Module]
+    averaged: tuple[str, ...]
+    examples: Examples
+    selection: str | None
+
+    def loss(self, batch: dict[str, Tensor], step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """The scalar to minimise, and scalars to log. Draws random numbers from torch's global generator only."""
+
+    def validate(self, averages: dict[str, nn.Module]) -> dict[str, float]:
+        """Metrics of the averaged modules on the validation set."""
+
+
+@dataclass
+class Progress:
+    """Everything about a run but its tensors."""
+
+    step: int = 0
+    num_skipped_steps: int = 0
+    num_consecutive_skips: int = 0
+    best_step: int = 0
+    best_value: float = math.inf
+    rows: list[dict[str, float]] = field(default_factory=list)
+
+
+class Trainer:
+    """Runs an objective for a number of steps, exactly resumable at any checkpoint.
+
+    Every random number of a step follows from (seed, step, rank, part), so N steps, a kill and N steps more give the
+    bits of 2N steps. With several workers each computes its share of the batch and gradients are averaged.
+
+    Args:
+        folder: where the checkpoint lives; an existing one is resumed.
+        on_step: called with the number of finished steps.
+    """
+
+    def __init__(
+        self,
+        objective: Objective,
+        optimization: Optimization,
+        num_steps: int,
+        seed: int,
+        runtime: Runtime,
+        folder: Path,
+        device: torch.device,
+        on_step: Callable[[int], None] = lambda step: None,
+    ):
+        self.objective, self.optimization, self.runtime = objective, optimization, runtime
+        self.num_steps, self.seed, self.folder, self.device, self.on_step = num_steps, seed, folder, device, on_step
+        self.rank = dist.get_rank() if dist.is_initialized() else 0
+        self.num_workers = dist.get_world_size() if dist.is_initialized() else 1
+        self.optimizer = build_optimizer(list(objective.modules.values()), optimization)
+        self.averages = {name: MovingAverage(objective.modules[name], optimization.ema_decay) for name in objective.averaged}
+        self.best: dict[str, dict[str, Tensor]] = {}
+        self.progress = Progress()
+        self._restore()
+
+    def run(self) -> Progress:
+        """Train to the end; afterwards ``exported`` holds the result.
+
+        Raises:
+            PipelineError: when several steps in a row are not finite, naming the step and the terms.
+        """
+        self.on_step(self.progress.step)
+        for batch in self._batches():
+            metrics = self._step(batch)
+            self.progress.step += 1
+            step = self.progress.step
+            row = self._row(metrics) if step % self.runtime.log_every_steps == 0 or step == self.num_steps else None
+            if step % self.optimization.validate_every_steps == 0 or step == self.num_steps:
+                row = {**(row or self._row(metrics)), **self._validate()}
+            if row:
+                self.progress.rows.append(row)
+            if step % self.runtime.checkpoint_every_steps == 0 or step == self.num_steps:
+                self._save()
+            self.on_step(step)
+        return self.progress
+
+    def exported(self, name: str) -> nn.Module:
+        """The trained module: its moving average, at the selected step where the objective selects."""
+        module = self.averages[name].module if name in self.averages else self.objective.modules[name]
+        if name in self.best:
+            module.load_state_dict(self.best[name])
+        return module.eval()
+
+    def _step(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        step = self.progress.step
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.optimization, step, self.num_steps)
+        for module in self.objective.modules.values():
+            module.train()
+        self.optimizer.zero_grad(set_to_none=True)
+        metrics = self._backward(batch, step)
+        if self.num_workers > 1:
+            self._average_gradients()
+        norms = {name: self._clip(module) for name, module in self.objective.modules.items()}
+        finite = all(math.isfinite(norm) for norm in norms.values())
+        if finite:
+            self.optimizer.step()
+            for average in self.averages.values():
+                average.update(step)
+            self.progress.num_consecutive_skips = 0
+        else:
+            self._skip(step, metrics)
+        return {**metrics, **{f"gradient_norm_{name}": torch.tensor(norm) for name, norm in norms.items()}}
+
+    def _backward(self, batch: dict[str, Tensor], step: int) -> dict[str, Tensor]:
+        num_parts = self.optimization.accumulate_batches
+        totals: dict[str, Tensor] = {}
+        for part in range(num_parts):
+            torch.manual_seed(derive_seed(self.seed, "step", step, self.rank, part))
+            piece = {name: tensor.chunk(num_parts)[part].to(self.device, non_blocking=True) for name, tensor in batch.items()}
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.optimization.precision == "bf16"):
+                loss, metrics = self.objective.loss(piece, step)
+            (loss / num_parts).backward()
+            for name, value in metrics.items():
+                totals[name] = totals.get(name, 0) + value.detach() / num_parts
+        return totals
+
+    def _average_gradients(self) -> None:
+        gradients = [p.grad for m in self.objective.modules.values() for p in m.parameters() if p.grad is not None]
+        flat = torch.cat([gradient.flatten() for gradient in gradients])
+        dist.all_reduce(flat)
+        flat /= self.num_workers
+        for gradient, averaged in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+            gradient.copy_(averaged.view_as(gradient))
+
+    def _clip(self, module: nn.Module) -> float:
+        return nn.utils.clip_grad_norm_(module.parameters(), self.optimization.gradient_clip_norm).item()
+
+    def _skip(self, step: int, metrics: dict[str, Tensor]) -> None:
+        self.progress.num_skipped_steps += 1
+        self.progress.num_consecutive_skips += 1
+        if self.progress.num_consecutive_skips < MAX_CONSECUTIVE_SKIPS:
+            return
+        bad = [name for name, value in metrics.items() if not torch.isfinite(value).all()] or ["the gradient"]
+        raise PipelineError(
+            f"step {step}: {MAX_CONSECUTIVE_SKIPS} steps in a row were not finite ({', '.join(bad)}); "
+            "try a lower learning_rate, a lower gradient_clip_norm, a longer warmup_steps, or precision: fp32"
+        )
+
+    def _row(self, metrics: dict[str, Tensor]) -> dict[str, float]:
+        step = self.progress.step
+        values = torch.stack([value.detach().double().cpu() for value in metrics.values()])
+        if self.num_workers > 1:
+            dist.all_reduce(values)
+            values /= self.num_workers
+        rate = learning_rate(self.optimization, step - 1, self.num_steps)
+        logged = {name: value for name, value in zip(metrics, values.tolist(), strict=True) if math.isfinite(value)}
+        return {"step": step, "num_images": step * self.optimization.batch_size, **logged, "learning_rate": rate}
+
+    def _validate(self) -> dict[str, float]:
+        modules = {name: average.module.eval() for name, average in self.averages.items()}
+        torch.manual_seed(derive_seed(self.seed, "validate"))
+        with torch.inference_mode():
+            metrics = self.objective.validate(modules)
+        selection = self.objective.selection
+        if selection and metrics[selection] < self.progress.best_value:
+            self.progress.best_value, self.progress.best_step = metrics[selection], self.progress.step
+            self.best = {name: _copy(module.state_dict()) for name, module in modules.items()}
+        return metrics
+
+    def _batches(self) -> Iterator[dict[str, Tensor]]:
+        dataset = _StepDataset(self.objective.examples, self.optimization.batch_size, self.seed, self.rank, self.num_workers)
+        steps = range(self.progress.step, self.num_steps)
+        num_processes = self.runtime.num_loader_processes
+        return iter(
+            DataLoader(
+                dataset,
+                batch_size=None,
+                sampler=steps,
+                num_workers=num_processes,
+                pin_memory=self.device.type == "cuda",
+                multiprocessing_context="spawn" if num_processes else None,
+            )
+        )
+
+    def _save(self) -> None:
+        if self.rank == 0:
+            state = {
+                "progress": vars(self.progress),
+                "modules": {name: module.state_dict() for name, module in self.objective.modules.items()},
+                "averages": {name: average.module.state_dict() for name, average in self.averages.items()},
+                "optimizer": self.optimizer.state_dict(),
+                "best": self.best,
+            }
+            save_checkpoint(self.folder, state)
+        if self.num_workers > 1:
+            dist.barrier()
+
+    def _restore(self) -> None:
+        state = load_checkpoint(self.folder)
+        if state is None:
+            return
+        self.progress = Progress(**state["progress"])
+        for name, module in self.objective.modules.items():
+            module.load_state_dict(state["modules"][name])
+        for name, average in self.averages.items():
+            average.module.load_state_dict(state["averages"][name])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.best = state["best"]
+
+
+class _StepDataset(Dataset):
+    """Maps a step to this worker's share of its batch, so that a loader can start at any step."""
+
+    def __init__(self, examples: Examples, batch_size: int, seed: int, rank: int, num_workers: int):
+        self.examples = examples
+        self.batch_size, self.seed, self.rank, self.num_workers = batch_size, seed, rank, num_workers
+
+    def __getitem__(self, step: int) -> dict[str, Tensor]:
+        indices = batch_indices(len(self.examples), self.batch_size, self.seed, step)
+        share = self.batch_size // self.num_workers
+        return self.examples.batch(indices[self.rank * share : (self.rank + 1) * share])
+
+
+def curves_csv(rows: list[dict[str, float]]) -> bytes:
+    """Logged rows as CSV; a metric that a row lacks is an empty cell."""
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue().encode()
+
+
+def _copy(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in state.items()}

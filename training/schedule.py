@@ -1,0 +1,59 @@
+"""Learning rate, optimizer groups and moving averages: the arithmetic around a training step."""
+
+import copy
+import math
+
+import torch
+from torch import nn
+
+from params import Optimization
+
+
+def learning_rate(optimization: Optimization, step: int, num_steps: int) -> float:
+    """Linear warm-up, then a cosine down to ``min_learning_rate_fraction`` of the peak at the last step."""
+    if step < optimization.warmup_steps:
+        return optimization.learning_rate * (step + 1) / optimization.warmup_steps
+    decay_steps = max(1, num_steps - optimization.warmup_steps)
+    cosine = 0.5 * (1 + math.cos(math.pi * (step - optimization.warmup_steps) / decay_steps))
+    floor = optimization.min_learning_rate_fraction
+    return optimization.learning_rate * (floor + (1 - floor) * cosine)
+
+
+def resolve_step(step_or_fraction: int | float, num_steps: int) -> int:
+    """A step as given, or a fraction of the run's steps."""
+    if isinstance(step_or_fraction, int):
+        return step_or_fraction
+    return round(step_or_fraction * num_steps)
+
+
+def build_optimizer(modules: list[nn.Module], optimization: Optimization) -> torch.optim.AdamW:
+    """AdamW; weight decay on matrices and filters only, not on gains, biases and positions."""
+    parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": optimization.weight_decay},
+        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=optimization.learning_rate, betas=tuple(optimization.betas))
+
+
+class MovingAverage:
+    """Exponential moving average of a module's parameters; ``module`` is a copy that holds the averages.
+
+    The decay warms up as (1 + step) / (10 + step), so that early weights do not linger. Buffers are copied.
+    With ``decay`` 0 there is no copy and ``module`` is the original.
+    """
+
+    def __init__(self, source: nn.Module, decay: float):
+        self.source = source
+        self.decay = decay
+        self.module = copy.deepcopy(source).requires_grad_(False) if decay else source
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        if not self.decay:
+            return
+        decay = min(self.decay, (1 + step) / (10 + step))
+        averages = list(self.module.parameters())
+        torch._foreach_lerp_(averages, list(self.source.parameters()), 1 - decay)
+        for average, buffer in zip(self.module.buffers(), self.source.buffers(), strict=True):
+            average.copy_(buffer)
