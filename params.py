@@ -58,6 +58,12 @@ class Dataset(Section):
     max_image_pixels: PositiveInt
     max_skipped_fraction: Fraction
 
+    @model_validator(mode="after")
+    def _source_is_a_path(self):
+        if self.source.startswith("~"):
+            raise ValueError(f"source {self.source}: write the whole path; DVC does not expand ~")
+        return self
+
 
 class Autoencoder(Section):
     patch_size: PositiveInt
@@ -362,7 +368,7 @@ def main() -> int:
     path = Path(sys.argv[1] if len(sys.argv) > 1 else "params.yaml")
     try:
         params = load_params(path)
-        source = Path(params.dataset.source).expanduser()
+        source = Path(params.dataset.source)
         if not source.exists():
             raise PipelineError(f"{path}: dataset.source: {source} does not exist; name a folder of images, a folder of tars or a recipe file")
     except PipelineError as error:

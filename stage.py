@@ -46,7 +46,9 @@ class Stage:
         inputs: name -> path it reads; ``{run}`` stands for ``<arm>-<seed>``, ``{source}`` for dataset.source.
         per_arm: whether it runs once per arm and seed, or once.
         has_curves: whether it writes ``outputs.curves``.
-        artifact: the folder it produces.
+        has_records: whether it writes metrics and durations.
+        artifact: the folder it produces; artifacts/<name> unless given.
+        files: files of the project that it reads and does not import, such as a template.
     """
 
     name: str
@@ -57,6 +59,7 @@ class Stage:
     has_curves: bool = False
     has_records: bool = True
     artifact: str = ""
+    files: tuple[str, ...] = ()
 
     def output_templates(self) -> dict[str, str]:
         """Kind of output -> path, with ``{run}`` where the stage runs per arm and seed."""
@@ -99,13 +102,12 @@ def execute(stage: Stage, params: Params, arm: str | None, seed: int, root: Path
     """
     started = time.monotonic()
     run_name = f"{arm}-{seed}" if stage.per_arm else stage.name
-    source = str(Path(params.dataset.source).expanduser())
     view = select_sections(params, stage.sections, arm)
     view.seed, view.run_name = seed, run_name
-    inputs = {name: root / template.format(run=run_name, source=source) for name, template in stage.inputs.items()}
+    inputs = {name: root / template.format(run=run_name, source=params.dataset.source) for name, template in stage.inputs.items()}
     for name, path in inputs.items():
         if not path.exists():
-            hint = "check dataset.source in params.yaml" if name == "source" else f"run the stage that makes it: dvc repro {name}"
+            hint = "check dataset.source in params.yaml" if name == "source" else "run the stages that make it: dvc repro"
             raise PipelineError(f"{path}: input {name!r} does not exist; {hint}")
 
     scratch = _open_scratch(stage, view, inputs, run_name, root)
@@ -154,7 +156,7 @@ def _open_scratch(stage: Stage, view: SimpleNamespace, inputs: dict[str, Path], 
     content = {
         "parameters": json.dumps(parameters, sort_keys=True, default=lambda section: section.model_dump()),
         "inputs": {name: fingerprint(path) for name, path in inputs.items()},
-        "code": _loaded_code(),
+        "code": _loaded_code() | {name: sha256_file(PROJECT / name) for name in stage.files},
     }
     key = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
     base = Path(os.environ.get(SCRATCH_VARIABLE, root / ".scratch")).resolve() / stage.name / run_name

@@ -8,7 +8,6 @@ from __future__ import annotations
 import io
 from dataclasses import dataclass
 from pathlib import Path
-from pickle import UnpicklingError
 
 import torch
 from torch.nn import functional as F
@@ -146,5 +145,5 @@ def _build_inception(name: str, layers: tuple[str, ...], weights: Path) -> Featu
         buffer.seek(0)
         with torch.random.fork_rng(devices=[]):  # building a network draws initial weights
             return FeatureExtractorInceptionV3(name, list(layers), feature_extractor_weights_path=buffer)
-    except (RuntimeError, EOFError, OSError, UnpicklingError, TypeError, AttributeError):
+    except Exception:  # whatever the restricted unpickler or the network comes to when a file holds something else
         raise PipelineError(f"{PATH_KEY}: {weights} is not a readable file of Inception weights; get {INCEPTION_FILE} again") from None

@@ -6,7 +6,6 @@ Features as a Perceptual Metric", 2018), over EfficientNet-Lite0 (offline) or ov
 
 import warnings
 from pathlib import Path
-from pickle import UnpicklingError
 
 import torch
 from torch import nn
@@ -87,25 +86,21 @@ class LPIPSDistance(FrozenDistance):
 
     def __init__(self, weights_path: str | None):
         super().__init__()
+        weights = _read_vgg(Path(weights_path).expanduser()) if weights_path else _download_vgg()
         import lpips  # here, not above: it takes a second, and the default distance does not need it
 
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # the package calls torchvision by a deprecated keyword
             self.lpips = lpips.LPIPS(net="vgg", pnet_rand=True, verbose=False)  # pnet_rand: no download yet, weights come next
-        _load_vgg(self.lpips.net, weights_path)
+        try:  # lpips names parameters slice<k>.<layer>.<kind>, torchvision features.<layer>.<kind>
+            names = self.lpips.net.state_dict()
+            self.lpips.net.load_state_dict({name: weights["features." + name.split(".", 1)[1]] for name in names})
+        except (KeyError, RuntimeError, TypeError):
+            raise PipelineError(f"{PATH_KEY}: {weights_path} does not hold VGG-16; it must be torchvision's {VGG_FILE}") from None
         self.requires_grad_(False).eval()
 
     def distance(self, reconstruction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         return self.lpips(reconstruction, target).flatten()  # (B, 1, 1, 1) -> (B,)
-
-
-def _load_vgg(network: nn.Module, weights_path: str | None) -> None:
-    """Fill lpips's VGG-16, whose parameters are named slice<k>.<layer>.<kind>, from torchvision's features.<layer>.<kind>."""
-    weights = _read_vgg(Path(weights_path).expanduser()) if weights_path else _download_vgg()
-    try:
-        network.load_state_dict({name: weights["features." + name.split(".", 1)[1]] for name in network.state_dict()})
-    except (KeyError, RuntimeError, TypeError):
-        raise PipelineError(f"{PATH_KEY}: {weights_path} does not hold VGG-16; it must be torchvision's {VGG_FILE}") from None
 
 
 def _read_vgg(path: Path) -> dict[str, torch.Tensor]:
@@ -113,7 +108,7 @@ def _read_vgg(path: Path) -> dict[str, torch.Tensor]:
         return torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise PipelineError(f"{PATH_KEY}: {path}: {error.strerror}; put torchvision's {VGG_FILE} there, or {ALTERNATIVE}") from None
-    except (RuntimeError, EOFError, UnpicklingError):
+    except Exception:  # whatever the restricted unpickler comes to when a file holds something else
         raise PipelineError(f"{PATH_KEY}: {path} is not a readable weights file; get torchvision's {VGG_FILE} again") from None
 
 

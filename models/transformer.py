@@ -153,7 +153,7 @@ class KVCache:
         return self.storage[layer, 0, :, :, :stop], self.storage[layer, 1, :, :, :stop]
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def generate(
     model: Transformer,
     labels: Tensor,

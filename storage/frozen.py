@@ -38,7 +38,7 @@ class Frozen:
     def autoencoder_config(self) -> AutoencoderConfig:
         return AutoencoderConfig(**self.config["autoencoder"])
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def encode(self, images: Tensor) -> dict[str, Tensor]:
         """Bytes of images (B, 3, H, W) to latents."""
         return self.bottleneck.encode(self.encoder(from_uint8(images)))

@@ -1,4 +1,4 @@
-"""One image: decoded as a viewer would show it, fitted to the data set's square, and encoded for a shard."""
+"""One image of a source: decoded as a viewer would show it, and fitted to the data set's square."""
 
 from __future__ import annotations
 
@@ -12,12 +12,6 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 # What is opened at all. PIL knows more, but some of it runs other programs (EPS) or is no picture of its own (PSD, PDF).
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
 EXTENSIONS = frozenset(["jpg", "jpeg", "jfif", "png", "apng", "webp", "gif", "bmp", "tif", "tiff", "ppm", "pgm", "pbm", "pnm", "avif"])
-
-ENCODERS = {
-    "png": {"format": "PNG", "compress_level": 6},
-    "webp": {"format": "WEBP", "lossless": True, "quality": 80, "method": 4},  # quality: effort, when lossless
-    "jpeg": {"format": "JPEG", "quality": 95, "subsampling": 0},
-}
 
 # The limit is decode_image's own, from dataset.max_image_pixels; PIL's would warn or raise at another size.
 Image.MAX_IMAGE_PIXELS = None
@@ -78,15 +72,6 @@ def resize_and_crop(image: Image.Image, size: int, resize_filter: str, crop: str
         left, top = (width - side) // 2, (height - side) // 2  # whole pixels: half of one would blur an image that fits
         box = (left, top, left + side, top + side)
     return image.resize((size, size), Image.Resampling[resize_filter.upper()], box=box)
-
-
-def encode_image(pixels: np.ndarray, image_format: str) -> bytes:
-    """Encode uint8 pixels (H, W, 3) as png, webp (both lossless) or jpeg; the same pixels give the same bytes."""
-    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
-        raise ValueError(f"pixels must be uint8 (H, W, 3), got {pixels.dtype} {pixels.shape}")
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, **ENCODERS[image_format])
-    return buffer.getvalue()
 
 
 def _upright(image: Image.Image) -> Image.Image:

@@ -17,7 +17,8 @@ from typing import NamedTuple
 import numpy as np
 
 from errors import PipelineError
-from storage.images import ImageError, decode_image, encode_image, resize_and_crop, to_rgb
+from storage.encoding import encode_image
+from storage.images import ImageError, decode_image, resize_and_crop, to_rgb
 from storage.items import Item, Reader
 
 CHUNK_SIZE = 32  # items per message to a worker

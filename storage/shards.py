@@ -21,8 +21,8 @@ from torch.utils.data import Dataset
 from webdataset.writer import TarWriter
 
 from errors import PipelineError
+from storage.encoding import encode_image
 from storage.files import MANIFEST, read_json, sha256_file, write_json
-from storage.images import encode_image
 
 FORMAT = "dae-shards-1"
 NO_LABEL = -1

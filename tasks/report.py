@@ -41,6 +41,7 @@ STAGE = Stage(
     per_arm=False,
     has_records=False,
     artifact="report",
+    files=("evaluation/report.html.jinja",),
 )
 
 if __name__ == "__main__":

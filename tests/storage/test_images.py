@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from storage.images import ImageError, decode_image, encode_image, resize_and_crop
+from storage.encoding import encode_image
+from storage.images import ImageError, decode_image, resize_and_crop
 
 LIMIT = 10_000
 
@@ -95,9 +96,19 @@ def test_float_grey_is_scaled_to_the_full_range(low, high):
     assert np.abs(decode(file_of(Image.fromarray(ramp), "TIFF"))[..., 0].ravel() - np.arange(256)).max() <= 1
 
 
-def test_float_within_0_and_1_keeps_its_brightness():
-    grey = np.full((4, 4), 0.5, dtype=np.float32)
-    assert (decode(file_of(Image.fromarray(grey), "TIFF")) == 128).all()
+@pytest.mark.parametrize(
+    ("value", "kind", "image_format", "shown"),
+    [
+        (0.5, np.float32, "TIFF", 128),
+        (100.0, np.float32, "TIFF", 100),
+        (32768, np.uint16, "PNG", 128),
+        (32768, np.uint16, "PPM", 128),
+        (32768, np.int32, "TIFF", 128),
+    ],
+)
+def test_deep_grey_of_a_known_range_keeps_its_brightness(value, kind, image_format, shown):
+    grey = np.full((4, 4), value, dtype=kind)
+    assert (decode(file_of(Image.fromarray(grey), image_format)) == shown).all()
 
 
 def test_32_bit_grey_beyond_16_bits_is_stretched():

@@ -1,0 +1,126 @@
+"""Stage 1 and stage 2: who receives gradients when, what is shared between arms, and that no encoder runs in stage 2."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from errors import PipelineError
+from models.autoencoder import Encoder
+from storage.decoders import save_decoder
+from storage.shards import ShardDataset
+from tests.training.tiny import tiny_params, write_tiny_latents, write_tiny_shards
+from training.autoencoder import LatentExamples, Stage1Objective, Stage2Objective
+from training.launch import train
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def inputs(tmp_path):
+    return SimpleNamespace(shards=write_tiny_shards(tmp_path / "shards"))
+
+
+def gradients(objective, step) -> dict[str, bool]:
+    """Which modules get a gradient from a step."""
+    objective.loss(objective.examples.batch([0, 1, 2, 3]), step)[0].backward()
+    return {name: any(p.grad is not None and p.grad.any() for p in module.parameters()) for name, module in objective.modules.items()}
+
+
+def test_the_discriminator_learns_before_it_counts(inputs):
+    params = tiny_params(reconstruction_loss__discriminator_start=5, reconstruction_loss__adversarial_start=8)
+    for step, learns, counts in ((4, False, False), (5, True, False), (8, True, True)):
+        objective = Stage1Objective(params, inputs, CPU)
+        assert gradients(objective, step) == {"autoencoder": True, "discriminator": learns}
+        assert ("adversarial" in objective.loss(objective.examples.batch([0, 1]), step)[1]) is counts
+
+
+def test_the_adversarial_term_changes_the_autoencoders_gradient_but_not_the_discriminators(inputs):
+    found = {}
+    for start in (0, 100):
+        params = tiny_params(reconstruction_loss__discriminator_start=0, reconstruction_loss__adversarial_start=start)
+        objective = Stage1Objective(params, inputs, CPU)
+        assert all(gradients(objective, 0).values())
+        found[start] = {name: torch.cat([p.grad.flatten() for p in m.parameters()]) for name, m in objective.modules.items()}
+    assert torch.allclose(found[0]["discriminator"], found[100]["discriminator"], atol=1e-6)
+    assert not torch.allclose(found[0]["autoencoder"], found[100]["autoencoder"], atol=1e-6)
+
+
+def test_without_adversarial_weight_there_is_no_discriminator(inputs):
+    objective = Stage1Objective(tiny_params(reconstruction_loss__adversarial_weight=0.0), inputs, CPU)
+    assert set(objective.modules) == {"autoencoder"}
+
+
+def test_arms_start_from_the_same_encoder_and_differ_in_the_decoder(inputs):
+    baseline, dae = (Stage1Objective(tiny_params(arm), inputs, CPU).modules["autoencoder"] for arm in ("baseline", "dae"))
+    assert torch.equal(baseline["encoder"].conv_in.weight, dae["encoder"].conv_in.weight)
+    assert torch.equal(baseline["bottleneck"].codebook, dae["bottleneck"].codebook)
+    assert dae["decoder"].conv_out.in_channels == baseline["decoder"].conv_out.in_channels // 2
+
+
+def test_dropout_arm_drops_in_the_auxiliary_decoder_only(inputs):
+    params = tiny_params(arms__dae__stage1={"num_steps": 3, "channels_multiplier": 1.0, "dropout": 0.5})
+    autoencoder = Stage1Objective(params, inputs, CPU).modules["autoencoder"]
+    rates = {name: {m.p for m in part.modules() if isinstance(m, torch.nn.Dropout)} for name, part in autoencoder.items()}
+    assert rates["encoder"] == {0.0} and rates["decoder"] == {0.5}
+
+
+def test_horizontal_flips_mirror_about_half_of_the_images(inputs, monkeypatch):
+    objective = Stage1Objective(tiny_params(stage1__horizontal_flip=True), inputs, CPU)
+    seen = []
+    objective.modules["autoencoder"]["encoder"].register_forward_pre_hook(lambda module, arguments: seen.append(arguments[0]))
+    batch = objective.examples.batch(list(range(24)))
+    torch.manual_seed(0)
+    objective.loss(batch, 0)
+    original = batch["images"].float() / 127.5 - 1
+    mirrored = [torch.allclose(a, b.flip(-1)) for a, b in zip(seen[0], original, strict=True)]
+    kept = [torch.allclose(a, b) for a, b in zip(seen[0], original, strict=True)]
+    assert all(m or k for m, k in zip(mirrored, kept, strict=True)) and 4 < sum(mirrored) < 20
+
+
+def test_stage1_learns_and_resumes_to_the_same_bits(tmp_path, inputs):
+    params = tiny_params(runtime__checkpoint_every_steps=4, runtime__log_every_steps=1, stage1__validate_every_steps=4)
+
+    def run(folder, num_steps):
+        return train(Stage1Objective, params, inputs, params.stage1, num_steps, tmp_path / folder, "test")
+
+    whole = run("whole", 12)
+    rows = whole.progress.rows
+    assert rows[-1]["pixel"] < rows[0]["pixel"]
+    assert {"validation_psnr_db", "validation_codebook_usage", "commitment"} <= set(rows[-1])
+    again = run("again", 12)
+    state, other = (t.exported("autoencoder").state_dict() for t in (whole, again))
+    assert all(torch.equal(state[name], other[name]) for name in state)
+
+
+@pytest.mark.parametrize("start", ["fresh", "stage1"])
+def test_stage2_runs_no_encoder_and_leaves_the_codebook_alone(tmp_path, monkeypatch, start):
+    params = tiny_params(
+        arms__dae__stage1={"num_steps": 3, "channels_multiplier": 1.0, "dropout": 0.0},
+        arms__dae__stage2={"num_steps": 6, "start": start},
+    )
+    inputs = write_tiny_latents(tmp_path, params)
+    if start == "stage1":
+        stage1 = Stage1Objective(params, inputs, CPU)
+        sha256 = __import__("storage.frozen", fromlist=["load_encoder"]).load_encoder(inputs.freeze).sha256
+        save_decoder(inputs.stage1, stage1.config, stage1.modules["autoencoder"]["decoder"], sha256)
+    objective = Stage2Objective(params, inputs, CPU)
+
+    def refuse(self, images):
+        raise AssertionError("the encoder ran")
+
+    monkeypatch.setattr(Encoder, "forward", refuse)
+    codebook = objective.bottleneck.codebook.clone()
+    assert gradients(objective, 5) == {"decoder": True, "discriminator": True}
+    assert objective.bottleneck.codebook.grad is None and torch.equal(objective.bottleneck.codebook, codebook)
+    assert objective.validate({"decoder": objective.modules["decoder"]})["validation_psnr_db"] > 0
+
+
+def test_latents_of_other_shards_are_refused(tmp_path):
+    params = tiny_params()
+    inputs = write_tiny_latents(tmp_path, params)
+    other = write_tiny_shards(tmp_path / "other", num_images=20)
+    from storage.latents import LatentDataset
+
+    with pytest.raises(PipelineError, match="made from other image shards"):
+        LatentExamples(ShardDataset(other, "train"), LatentDataset(inputs.encode, "train"))

@@ -1,0 +1,216 @@
+"""The training loop: exact resume, gradient accumulation, skipped steps, selection, schedule."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from errors import PipelineError
+from params import Optimization, Runtime
+from training.checkpoint import FILE_NAME, load_checkpoint, save_checkpoint
+from training.loop import Trainer, curves_csv
+from training.randomness import batch_indices, derive_seed, uniform_rows
+from training.schedule import MovingAverage, build_optimizer, learning_rate, resolve_step
+
+OPTIMIZATION = Optimization(
+    batch_size=4,
+    learning_rate=0.01,
+    warmup_steps=2,
+    min_learning_rate_fraction=0.1,
+    weight_decay=0.1,
+    betas=[0.9, 0.95],
+    gradient_clip_norm=1.0,
+    accumulate_batches=1,
+    ema_decay=0.9,
+    precision="fp32",
+    validate_every_steps=2,
+    num_workers=0,
+)
+RUNTIME = Runtime(
+    device="cpu", num_threads=1, num_loader_processes=0, num_ray_tasks=0, checkpoint_every_steps=3, log_every_steps=1
+)
+
+
+class Points:
+    """Examples of a linear function."""
+
+    def __init__(self):
+        generator = torch.Generator().manual_seed(0)
+        self.x = torch.randn(22, 5, generator=generator)
+        self.y = self.x.sum(dim=1, keepdim=True)
+
+    def __len__(self):
+        return len(self.x)
+
+    def batch(self, indices):
+        return {"x": self.x[indices], "y": self.y[indices]}
+
+
+class Regression:
+    """A small network with dropout, so that random numbers matter; ``poison`` makes chosen steps not finite."""
+
+    averaged = ("network",)
+    selection = None
+
+    def __init__(self, dropout=0.2, poison=()):
+        torch.manual_seed(0)
+        self.modules = {"network": nn.Sequential(nn.Linear(5, 16), nn.ReLU(), nn.Dropout(dropout), nn.Linear(16, 1))}
+        self.examples, self.poison = Points(), poison
+
+    def loss(self, batch, step):
+        error = (self.modules["network"](batch["x"]) - batch["y"]).square().mean()
+        if step in self.poison:
+            error = error * math.nan
+        return error, {"error": error}
+
+    def validate(self, averages):
+        points = self.examples
+        return {"validation_error": (averages["network"](points.x) - points.y).square().mean().item()}
+
+
+def trainer(folder, num_steps=12, objective=None, on_step=lambda step: None, **changes):
+    optimization = OPTIMIZATION.model_copy(update=changes)
+    return Trainer(objective or Regression(), optimization, num_steps, 0, RUNTIME, folder, torch.device("cpu"), on_step)
+
+
+class Killed(Exception):
+    pass
+
+
+def die_at(step):
+    def on_step(now):
+        if now == step:
+            raise Killed
+
+    return on_step
+
+
+@pytest.mark.parametrize("dies_at", [1, 4, 6, 11])
+def test_a_killed_run_resumes_to_the_same_bits(tmp_path, dies_at):
+    whole = trainer(tmp_path / "whole")
+    whole.run()
+    with pytest.raises(Killed):
+        trainer(tmp_path / "killed", on_step=die_at(dies_at)).run()
+    resumed = trainer(tmp_path / "killed")
+    assert resumed.progress.step == dies_at // RUNTIME.checkpoint_every_steps * RUNTIME.checkpoint_every_steps
+    resumed.run()
+    for name, tensor in whole.exported("network").state_dict().items():
+        assert torch.equal(tensor, resumed.exported("network").state_dict()[name])
+    assert whole.progress == resumed.progress
+    assert curves_csv(whole.progress.rows) == curves_csv(resumed.progress.rows)
+
+
+def test_a_finished_run_is_not_trained_further(tmp_path):
+    trainer(tmp_path).run()
+    steps = []
+    trainer(tmp_path, on_step=steps.append).run()
+    assert steps == [12]
+
+
+def test_accumulated_parts_give_the_gradient_of_the_whole_batch(tmp_path):
+    results = []
+    for parts in (1, 4):
+        run = trainer(tmp_path / str(parts), objective=Regression(dropout=0.0), accumulate_batches=parts)
+        run.run()
+        results.append(run.exported("network").state_dict())
+    for name in results[0]:
+        assert torch.allclose(results[0][name], results[1][name], atol=1e-6)
+
+
+def test_training_learns_and_the_average_is_what_is_exported(tmp_path):
+    run = trainer(tmp_path, num_steps=300, objective=Regression(dropout=0.0))
+    run.run()
+    errors = [row["validation_error"] for row in run.progress.rows if "validation_error" in row]
+    assert errors[-1] < 0.05 * errors[0]
+    average, raw = run.averages["network"].module, run.objective.modules["network"]
+    assert run.exported("network") is average
+    assert not torch.equal(average[0].weight, raw[0].weight)
+
+
+def test_a_step_that_is_not_finite_is_skipped_and_counted(tmp_path):
+    run = trainer(tmp_path, objective=Regression(poison={5, 6}))
+    progress = run.run()
+    assert progress.num_skipped_steps == 2
+    assert all(torch.isfinite(p).all() for p in run.exported("network").parameters())
+
+
+def test_training_stops_after_five_in_a_row_and_names_step_and_term(tmp_path):
+    with pytest.raises(PipelineError, match=r"step 7: 5 steps in a row were not finite \(error\); try a lower learning_rate"):
+        trainer(tmp_path, objective=Regression(poison=range(3, 12))).run()
+
+
+def test_the_best_validated_step_is_exported(tmp_path):
+    class Overfits(Regression):
+        selection = "validation_error"
+
+        def validate(self, averages):
+            number = len(self.seen)
+            self.seen.append({k: v.clone() for k, v in averages["network"].state_dict().items()})
+            return {"validation_error": [3.0, 1.0, 2.0, 1.5, 9.0, 9.0][number]}
+
+    objective = Overfits()
+    objective.seen = []
+    run = trainer(tmp_path, objective=objective)
+    progress = run.run()
+    assert (progress.best_step, progress.best_value) == (4, 1.0)
+    assert torch.equal(run.exported("network").state_dict()["0.weight"], objective.seen[1]["0.weight"])
+
+
+def test_a_damaged_checkpoint_is_named(tmp_path):
+    save_checkpoint(tmp_path, {"step": 1})
+    (tmp_path / FILE_NAME).write_bytes((tmp_path / FILE_NAME).read_bytes()[:50])
+    with pytest.raises(PipelineError, match=FILE_NAME):
+        load_checkpoint(tmp_path)
+
+
+def test_a_checkpoint_never_runs_code(tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return print, ("ran",)
+
+    torch.save({"step": Evil()}, tmp_path / FILE_NAME)
+    with pytest.raises(PipelineError, match="damaged checkpoint"):
+        load_checkpoint(tmp_path)
+
+
+def test_learning_rate_warms_up_and_ends_at_the_floor():
+    rates = [learning_rate(OPTIMIZATION, step, 100) for step in range(100)]
+    assert rates[0] == pytest.approx(0.005)
+    assert max(rates) == pytest.approx(0.01)
+    assert rates.index(max(rates)) in (1, 2)
+    assert all(later < earlier for earlier, later in zip(rates[2:], rates[3:], strict=False))
+    assert rates[-1] == pytest.approx(0.001, rel=0.02)
+
+
+def test_a_start_is_a_step_or_a_fraction():
+    assert resolve_step(30001, 100) == 30001
+    assert resolve_step(0.4, 750) == 300
+
+
+def test_weight_decay_spares_vectors():
+    groups = build_optimizer([nn.Sequential(nn.Conv2d(3, 4, 3), nn.GroupNorm(2, 4))], OPTIMIZATION).param_groups
+    assert {p.ndim for p in groups[0]["params"]} == {4} and groups[0]["weight_decay"] == 0.1
+    assert {p.ndim for p in groups[1]["params"]} == {1} and groups[1]["weight_decay"] == 0.0
+
+
+def test_moving_average_of_a_constant_is_the_constant_and_off_is_the_source():
+    source = nn.Linear(2, 2)
+    average = MovingAverage(source, 0.9)
+    for step in range(5):
+        average.update(step)
+    assert torch.allclose(average.module.weight, source.weight)
+    assert MovingAverage(source, 0.0).module is source
+
+
+def test_every_epoch_is_a_permutation_and_epochs_differ():
+    order = [index for step in range(11) for index in batch_indices(22, 4, 0, step)]
+    assert sorted(order[:22]) == sorted(order[22:]) == list(range(22))
+    assert order[:22] != order[22:] != list(range(22))
+    assert batch_indices(22, 4, 0, 5) == order[20:24]
+    assert batch_indices(22, 4, 1, 5) != batch_indices(22, 4, 0, 5)
+
+
+def test_noise_depends_on_its_index_alone():
+    assert torch.equal(uniform_rows(5, range(3, 6), 0, "a"), uniform_rows(5, range(0, 8), 0, "a")[3:6])
+    assert derive_seed(0, "a", 1) != derive_seed(0, "a", 2) != derive_seed(1, "a", 2)

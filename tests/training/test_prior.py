@@ -1,0 +1,78 @@
+"""The prior's objective, its selection, and its labels; the same training on Ray Train workers as in process."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from errors import PipelineError
+from tests.training.tiny import tiny_params, write_tiny_latents
+from training.launch import train
+from training.prior import PriorObjective
+
+CPU = torch.device("cpu")
+
+
+def settings(**changes):
+    return tiny_params(
+        prior__class_conditional=True,
+        prior__dropout=0.0,
+        prior__label_dropout=0.0,
+        prior__training__batch_size=8,
+        prior__training__validate_every_steps=5,
+        runtime__log_every_steps=5,
+        **changes,
+    )
+
+
+@pytest.fixture
+def inputs(tmp_path):
+    return write_tiny_latents(tmp_path, tiny_params())
+
+
+def test_conditional_priors_know_the_classes_and_others_do_not(inputs):
+    assert PriorObjective(settings(), inputs, CPU).config.num_classes == 3
+    assert PriorObjective(tiny_params(), inputs, CPU).config.num_classes == 0
+
+
+def test_validation_is_the_mean_likelihood_of_the_validation_latents(inputs):
+    objective = PriorObjective(settings(), inputs, CPU)
+    prior = objective.modules["prior"].eval()
+    batch = objective.validation.batch(list(range(10)))
+    expected = prior.loss({"tokens": batch["tokens"]}, batch["labels"]).mean().item()
+    assert objective.validate({"prior": prior})["validation_nll"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_class_conditioning_without_labels_is_one_clear_line(tmp_path):
+    inputs = write_tiny_latents(tmp_path, tiny_params())
+    objective = PriorObjective(settings(), inputs, CPU)
+    objective.examples.latents.labels[3] = -1
+    from training.prior import prior_config
+
+    with pytest.raises(PipelineError, match=r"prior.class_conditional: true, but 1 of 24 training images have no label"):
+        prior_config(settings().prior, objective.examples.latents)
+
+
+def test_training_beats_the_uniform_guess(tmp_path, inputs):
+    params = settings()
+    trainer = train(PriorObjective, params, inputs, params.prior.training, 40, tmp_path / "run", "test")
+    assert trainer.progress.best_value < 0.8 * torch.tensor(16.0).log().item()
+
+
+def test_two_ray_workers_learn_what_one_process_learns(tmp_path, inputs):
+    """Averaged gradients of two halves are the gradient of the whole batch, up to rounding."""
+    results = {}
+    for num_workers in (0, 2):
+        params = settings(prior__training__num_workers=num_workers)
+        results[num_workers] = train(PriorObjective, params, inputs, params.prior.training, 10, tmp_path / str(num_workers), "test")
+    alone, shared = (results[n].exported("prior").state_dict() for n in (0, 2))
+    assert all(torch.allclose(alone[name], shared[name], atol=2e-4) for name in alone)
+    assert results[0].progress.best_value == pytest.approx(results[2].progress.best_value, rel=1e-3)
+
+
+def test_a_mistake_inside_a_ray_worker_arrives_as_its_own_line(tmp_path, inputs):
+    params = settings(prior__training__num_workers=1)
+    broken = SimpleNamespace(encode=inputs.encode)
+    (inputs.encode / "train-000000.arrow").unlink()
+    with pytest.raises(PipelineError, match=r"train-000000.arrow: no such file"):
+        train(PriorObjective, params, broken, params.prior.training, 10, tmp_path / "run", "test")

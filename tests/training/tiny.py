@@ -1,0 +1,95 @@
+"""Tiny inputs for the objectives: shards, latents, a frozen encoder, and parameters that fit them."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+import yaml
+
+from models.autoencoder import Encoder
+from models.bottleneck import build_bottleneck
+from params import Params, select_sections
+from storage.frozen import encoder_config, load_encoder, save_encoder, save_probe
+from storage.latents import LatentSpec, write_latents, write_latents_manifest
+from storage.shards import ShardDataset, write_manifest, write_shard
+from training.autoencoder import autoencoder_config, bottleneck_config
+
+PROJECT = Path(__file__).parent.parent.parent
+SECTIONS = ("autoencoder", "bottleneck", "reconstruction_loss", "stage1", "stage2", "prior", "arms.{arm}.stage1", "arms.{arm}.stage2")
+SIZE = 16
+
+
+def tiny_params(arm: str = "dae", **changes):
+    """The default parameters, made small; ``changes`` are dotted keys with __ for the dots."""
+    tree = yaml.safe_load((PROJECT / "params.yaml").read_text())
+    small = {
+        "dataset__image_size": SIZE,
+        "autoencoder__channels": 8,
+        "autoencoder__patch_size": 2,
+        "autoencoder__channel_multipliers": [1, 2],
+        "bottleneck__num_codes": 16,
+        "bottleneck__code_dim": 4,
+        "reconstruction_loss__perceptual": "none",
+        "reconstruction_loss__discriminator_channels": 4,
+        "stage1__batch_size": 4,
+        "stage2__batch_size": 4,
+        "prior__num_layers": 1,
+        "prior__num_heads": 2,
+        "prior__width": 16,
+        "prior__training__num_workers": 0,
+        "runtime__device": "cpu",
+        "runtime__num_threads": 1,
+    }
+    for dotted, value in {**small, **changes}.items():
+        *path, last = dotted.split("__")
+        node = tree
+        for part in path:
+            node = node[part]
+        node[last] = value
+    view = select_sections(Params.model_validate(tree), SECTIONS, arm)
+    view.seed = 0
+    return view
+
+
+def write_tiny_shards(folder: Path, num_images: int = 24, labels: bool = True) -> Path:
+    """Two training shards and one validation shard of smooth colour ramps."""
+    folder.mkdir()
+    generator = np.random.default_rng(0)
+    ramp = np.linspace(0, 1, SIZE)[:, None, None] * np.linspace(0, 1, SIZE)[None, :, None]
+
+    def images(prefix, number):
+        for index in range(number):
+            pixels = (255 * ramp * generator.random(3)).astype(np.uint8)
+            yield f"{prefix}-{index:03d}", pixels, index % 3 if labels else None
+
+    half = num_images // 2
+    splits = {
+        "train": [write_shard(folder / f"train-{n:06d}.tar", images(f"train{n}", half), "png") for n in range(2)],
+        "validation": [write_shard(folder / "validation-000000.tar", images("validation", 10), "png")],
+    }
+    write_manifest(folder, splits, SIZE, "png", ["a", "b", "c"] if labels else [])
+    return folder
+
+
+def write_tiny_latents(root: Path, params) -> SimpleNamespace:
+    """Shards, a frozen encoder with random weights, and its latents; returns the paths as a stage's inputs."""
+    shards = write_tiny_shards(root / "shards")
+    config = autoencoder_config(params.autoencoder, SIZE, params.bottleneck.code_dim, 1.0, 0.0)
+    torch.manual_seed(0)
+    encoder, bottleneck = Encoder(config).eval(), build_bottleneck(bottleneck_config(params)).eval()
+    sha256 = save_encoder(root / "freeze", encoder_config(config, bottleneck_config(params)), encoder, bottleneck)
+    frozen = load_encoder(root / "freeze")
+    probe = ShardDataset(shards, "validation").images(range(2))
+    save_probe(root / "freeze", probe, frozen.encode(probe))
+    entries = {}
+    for split in ("train", "validation"):
+        dataset = ShardDataset(shards, split)
+        for entry, rows in dataset.shards:
+            spec = LatentSpec((config.latent_size,) * 2, 16, sha256, entry["name"], entry["sha256"])
+            name = entry["name"].replace(".tar", ".arrow")
+            tokens = frozen.encode(dataset.images(rows))["tokens"]
+            keys, labels = dataset.keys[rows.start : rows.stop], dataset.labels[rows.start : rows.stop]
+            entries.setdefault(split, []).append(write_latents(root / "encode" / name, spec, keys, labels, tokens))
+    write_latents_manifest(root / "encode", sha256, entries)
+    return SimpleNamespace(shards=shards, freeze=root / "freeze", encode=root / "encode", stage1=root / "stage1")
