@@ -203,7 +203,7 @@ class Sample(Section):
 class Evaluation(Section):
     extractor: Literal["efficientnet-lite0", "inception-v3-compat"]
     extractor_weights_path: str | None
-    input_size: Annotated[int, Field(ge=32)]
+    input_size: Annotated[int, Field(ge=64)]
     num_images: Annotated[int, Field(ge=2)]
     kid_subset_size: Annotated[int, Field(ge=2)]
     kid_num_subsets: PositiveInt
@@ -370,7 +370,8 @@ def main() -> int:
         params = load_params(path)
         source = Path(params.dataset.source)
         if not source.exists():
-            raise PipelineError(f"{path}: dataset.source: {source} does not exist; name a folder of images, a folder of tars or a recipe file")
+            wanted = "a folder of images, a folder of WebDataset tars or a recipe file"
+            raise PipelineError(f"{path}: dataset.source: {source} does not exist; name {wanted}")
     except PipelineError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -78,7 +78,8 @@ def write_latents(path: Path, spec: LatentSpec, keys: Sequence[str], labels: Seq
         writer.write_batch(pa.record_batch(columns, schema=spec.schema()))
     data = sink.getvalue().to_pybytes()
     write_atomic(path, data)
-    return {"name": path.name, "num_images": len(keys), "sha256": sha256_bytes(data), "shard": spec.shard, "shard_sha256": spec.shard_sha256}
+    made_from = {"shard": spec.shard, "shard_sha256": spec.shard_sha256}
+    return {"name": path.name, "num_images": len(keys), "sha256": sha256_bytes(data), **made_from}
 
 
 def write_latents_manifest(folder: Path, frozen_sha256: str, splits: dict[str, list[dict]]) -> None:

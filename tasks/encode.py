@@ -19,8 +19,9 @@ from training.device import prepare_device
 def run(params, inputs, outputs) -> dict:
     frozen = load_frozen(inputs.freeze)
     splits = {split: ShardDataset(inputs.shards, split) for split in ("train", "validation")}
+    folders = tuple(path.resolve() for path in (inputs.shards, inputs.freeze, outputs.scratch))
     todo = [
-        (inputs.shards.resolve(), inputs.freeze.resolve(), split, index, params.encode.batch_size, params.runtime, outputs.scratch.resolve())
+        (folders, split, index, params.encode.batch_size, params.runtime)
         for split, dataset in splits.items()
         for index in range(len(dataset.shards))
     ]
@@ -33,10 +34,13 @@ def run(params, inputs, outputs) -> dict:
     return {"frozen_sha256": frozen.sha256, "num_images": sum(map(len, splits.values())), **{k: v.item() for k, v in usage.items()}}
 
 
-def encode_shard(
-    shards_folder: Path, frozen_folder: Path, split: str, index: int, batch_size: int, runtime: Runtime, scratch: Path
-) -> int:
-    """Encode one shard into ``scratch``, unless a finished file is there. Returns the number of images."""
+def encode_shard(folders: tuple[Path, Path, Path], split: str, index: int, batch_size: int, runtime: Runtime) -> int:
+    """Encode one shard into the scratch folder, unless a finished file is there. Returns the number of images.
+
+    Args:
+        folders: those of the shards, of the frozen encoder, and the scratch folder.
+    """
+    shards_folder, frozen_folder, scratch = folders
     dataset = ShardDataset(shards_folder, split)
     entry, rows = dataset.shards[index]
     target = scratch / _latents_name(entry["name"])

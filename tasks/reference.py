@@ -1,11 +1,5 @@
 """Reference: features of the real validation images, once, and the floor: what real training images score against them."""
 
-import os
-
-# Before numpy loads its BLAS, whose idle threads spin: beside other work two of them took 15 s for a Fréchet distance that
-# one computes in 0.9 s. One also gives the same bits on any number of cores.
-os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-
 from evaluation.extractors import build_extractor
 from evaluation.fidelity import Reference, extract, sample_metrics
 from evaluation.reference import chosen_images, save_reference

@@ -5,6 +5,7 @@ Without ``RAY_ADDRESS`` everything Ray starts belongs to this process, listens o
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable
 from contextlib import contextmanager
@@ -41,6 +42,7 @@ def ray_session(num_cpus: int):
         os.environ.setdefault(name, value)
     import ray
 
+    logging.getLogger("ray").setLevel(logging.ERROR)  # its warnings are about itself; what fails, raises
     environment = {"env_vars": {"PYTHONPATH": PROJECT}}
     if address:
         ray.init(address=address, runtime_env=environment, log_to_driver=False)
@@ -50,7 +52,7 @@ def ray_session(num_cpus: int):
             include_dashboard=False,
             object_store_memory=OBJECT_STORE_BYTES,
             runtime_env=environment,
-            logging_level="warning",
+            logging_level="error",
             log_to_driver=False,  # progress and errors reach us by file and exception; the rest is noise
         )
     try:

@@ -18,6 +18,7 @@ from training.loop import Objective, Trainer
 
 MAX_WORKER_FAILURES = 3
 PROGRESS_FILE = "progress.json"
+ERROR_FILE = "error.json"
 PROGRESS_EVERY_STEPS = 5
 POLL_SECONDS = 0.5
 
@@ -42,16 +43,14 @@ def train(
     Raises:
         PipelineError: when training diverges, or workers keep failing.
     """
+    device = prepare_device(params.runtime)
+    objective = build(params, inputs, device)  # before Ray starts, so that a mistake costs a second and not a minute
+    settings = (objective, optimization, num_steps, params.seed, params.runtime, folder, device)
     if optimization.num_workers:
         _train_on_ray(build, params, inputs, optimization, num_steps, folder, description)
-        device = prepare_device(params.runtime)
-        return Trainer(build(params, inputs, device), optimization, num_steps, params.seed, params.runtime, folder, device)
-    device = prepare_device(params.runtime)
-    objective = build(params, inputs, device)
+        return Trainer(*settings)
     with progress_bar(num_steps, description, "step") as bar:
-        trainer = Trainer(
-            objective, optimization, num_steps, params.seed, params.runtime, folder, device, lambda step: bar.update(step - bar.n)
-        )
+        trainer = Trainer(*settings, on_step=lambda step: bar.update(step - bar.n))
         trainer.run()
     return trainer
 
@@ -63,34 +62,42 @@ def _train_on_ray(build, params, inputs, optimization, num_steps, folder, descri
         from ray.train.v2.api.exceptions import TrainingFailedError
 
         device = prepare_device(params.runtime, optimization.num_workers)
-        absolute = SimpleNamespace(**{name: path.resolve() for name, path in vars(inputs).items()})
+        folder = folder.resolve()
+        config = {
+            "build": build,
+            "params": params,
+            "inputs": SimpleNamespace(**{name: path.resolve() for name, path in vars(inputs).items()}),
+            "optimization": optimization,
+            "num_steps": num_steps,
+            "folder": folder,
+        }
         trainer = TorchTrainer(
             _work,
-            train_loop_config={
-                "build": build,
-                "params": params,
-                "inputs": absolute,
-                "optimization": optimization,
-                "num_steps": num_steps,
-                "folder": folder.resolve(),
-            },
+            train_loop_config=config,
             torch_config=TorchConfig(backend="nccl" if device.type == "cuda" else "gloo"),
             scaling_config=ScalingConfig(num_workers=optimization.num_workers, use_gpu=device.type == "cuda"),
             run_config=RunConfig(
-                name="ray",
-                storage_path=str(folder.resolve()),
-                failure_config=FailureConfig(max_failures=MAX_WORKER_FAILURES),
+                name="ray", storage_path=str(folder), failure_config=FailureConfig(max_failures=MAX_WORKER_FAILURES)
             ),
         )
         with _progress_from_file(folder / PROGRESS_FILE, num_steps, description):
             try:
                 trainer.fit()
             except TrainingFailedError as error:
-                raise _as_pipeline_error(error) from None
+                line = " ".join(str(error).split())[:500]
+                raise PipelineError(f"Ray Train gave up after {MAX_WORKER_FAILURES} restarts: {line}; run it again to resume") from error
+    if (folder / ERROR_FILE).exists():
+        message = read_json(folder / ERROR_FILE)["message"]
+        (folder / ERROR_FILE).unlink()
+        raise PipelineError(message)
 
 
 def _work(config: dict) -> None:
-    """What each Ray Train worker runs; state is exchanged through the checkpoint folder alone."""
+    """What each Ray Train worker runs; state is exchanged through the checkpoint folder alone.
+
+    A PipelineError strikes all workers at the same step (their gradients are equal), so each returns, the first one
+    leaving a note: raising it would only have Ray start them all over.
+    """
     import ray.train
 
     rank, num_workers = ray.train.get_context().get_world_rank(), ray.train.get_context().get_world_size()
@@ -98,13 +105,17 @@ def _work(config: dict) -> None:
     device = prepare_device(params.runtime, num_workers)
     if device.type == "cuda":
         device = ray.train.torch.get_device()
-    objective = config["build"](params, config["inputs"], device)
 
     def on_step(step: int) -> None:
         if rank == 0 and step % PROGRESS_EVERY_STEPS == 0:
             write_json(folder / PROGRESS_FILE, {"step": step})
 
-    Trainer(objective, config["optimization"], config["num_steps"], params.seed, params.runtime, folder, device, on_step).run()
+    try:
+        objective = config["build"](params, config["inputs"], device)
+        Trainer(objective, config["optimization"], config["num_steps"], params.seed, params.runtime, folder, device, on_step).run()
+    except PipelineError as error:
+        if rank == 0:
+            write_json(folder / ERROR_FILE, {"message": str(error)})
 
 
 @contextmanager
@@ -127,14 +138,3 @@ def _progress_from_file(path: Path, num_steps: int, description: str):
         finished.set()
         thread.join()
         bar.close()
-
-
-def _as_pipeline_error(error: Exception) -> PipelineError:
-    """The user's mistake inside a worker, or a line on what happened to the workers."""
-    for cause in getattr(error, "worker_failures", {}).values():
-        while cause is not None:
-            if isinstance(cause, PipelineError):
-                return cause
-            cause = cause.__cause__ or getattr(cause, "cause", None)
-    line = " ".join(str(error).split())
-    return PipelineError(f"Ray Train gave up after {MAX_WORKER_FAILURES} failed attempts: {line[:500]}; run the stage again to resume")

@@ -141,6 +141,7 @@ def test_inception_gives_fid_kid_and_its_score(inception_file):
     assert (extractor.input_size, extractor.resize_filter) == (299, "bilinear (tensorflow 1)")
     outputs = extract(extractor, faces(0, 12).split(4))
     assert {name: tuple(tensor.shape) for name, tensor in outputs.items()} == {"features": (12, 2048), "logits": (12, 1008)}
+    outputs["features"] = outputs["features"][:, :64]  # the rest would only take longer
     metrics = sample_metrics(outputs, Reference.of(outputs["features"]), extractor, SETTINGS)
     assert sorted(metrics) == ["fid", "inception_score", "kid", "precision", "recall"]
 

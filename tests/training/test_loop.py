@@ -1,5 +1,6 @@
 """The training loop: exact resume, gradient accumulation, skipped steps, selection, schedule."""
 
+import itertools
 import math
 
 import pytest
@@ -179,7 +180,7 @@ def test_learning_rate_warms_up_and_ends_at_the_floor():
     assert rates[0] == pytest.approx(0.005)
     assert max(rates) == pytest.approx(0.01)
     assert rates.index(max(rates)) in (1, 2)
-    assert all(later < earlier for earlier, later in zip(rates[2:], rates[3:], strict=False))
+    assert all(later < earlier for earlier, later in itertools.pairwise(rates[2:]))
     assert rates[-1] == pytest.approx(0.001, rel=0.02)
 
 

@@ -1,4 +1,4 @@
-"""Before anything loads numpy: one BLAS thread, as the stages have it (tasks/evaluate.py says why)."""
+"""Before anything loads numpy or torch: threads as the stages have them (tasks/__init__.py says why)."""
 
 import os
 

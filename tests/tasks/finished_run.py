@@ -1,0 +1,86 @@
+"""What the reference and evaluate stages read, made by hand: faces, an untrained autoencoder's latents, samples."""
+
+from pathlib import Path
+
+import torch
+
+from models.autoencoder import AutoencoderConfig, Decoder, Encoder
+from models.bottleneck import build_bottleneck
+from params import Params, load_params
+from stage import PROJECT
+from storage.decoders import save_decoder
+from storage.files import write_json
+from storage.frozen import Frozen, encoder_config, load_encoder, save_encoder, save_probe
+from storage.latents import LatentSpec, write_latents, write_latents_manifest
+from storage.shards import ShardDataset, write_manifest, write_shard
+from tests.evaluation.faces import SIZE, faces
+
+RUN = "dae-0"
+NUM_CODES = 16
+CONFIG = AutoencoderConfig(SIZE, 2, 8, (1, 2), 1, (), 4, 8, 0.0, 0.0)
+
+
+def small_params(**evaluation) -> Params:
+    """The default parameters with few images to evaluate."""
+    tree = load_params(PROJECT / "params.yaml").model_dump()
+    tree["evaluation"] |= {"num_images": 20, "kid_subset_size": 10, "kid_num_subsets": 5, "batch_size": 8, "num_grid_images": 6}
+    tree["evaluation"] |= evaluation
+    tree["runtime"]["device"] = "cpu"
+    return Params.model_validate(tree)
+
+
+def write_images(folder: Path, splits: dict[str, list[torch.Tensor]], **extra) -> Path:
+    """Shards of uint8 images: per split a list of tensors (N, 3, H, W), one shard each."""
+    entries = {}
+    for split, parts in splits.items():
+        entries[split] = [
+            write_shard(
+                folder / f"{split}-{number:06d}.tar",
+                ((f"{split}-{number}-{row:04d}", image.permute(1, 2, 0).numpy(), None) for row, image in enumerate(images)),
+                "png",
+            )
+            for number, images in enumerate(parts)
+        ]
+    write_manifest(folder, entries, SIZE, "png", [], dataset={"resize_filter": "lanczos"}, **extra)
+    return folder
+
+
+def write_shards(root: Path, train: torch.Tensor | None = None) -> Path:
+    """Validation images in two shards, and training images."""
+    train = faces(40, 64) if train is None else train
+    return write_images(root / "artifacts/shards", {"validation": [faces(0, 12), faces(12, 24)], "train": [train]})
+
+
+def write_run(root: Path, second_decoder_seed: int = 2) -> str:
+    """Everything one arm has written before it is evaluated; returns the frozen encoder's hash."""
+    artifacts, shards = root / "artifacts", root / "artifacts/shards"
+    frozen = _write_frozen(artifacts / "freeze" / RUN, ShardDataset(shards, "validation").images(range(4)))
+    _write_latents(artifacts / "encode" / RUN, shards, frozen)
+    for stage, seed in (("stage1", 1), ("stage2", second_decoder_seed)):
+        torch.manual_seed(seed)
+        folder = artifacts / stage / RUN
+        folder.mkdir(parents=True)
+        save_decoder(folder, CONFIG, Decoder(CONFIG), frozen.sha256)
+    write_images(artifacts / "sample" / RUN, {"samples": [faces(70, 95)]}, frozen_sha256=frozen.sha256)
+    write_json(root / "metrics/prior" / f"{RUN}.json", {"validation_nll_nats_per_token": 2.5, "frozen_sha256": frozen.sha256})
+    return frozen.sha256
+
+
+def _write_frozen(folder: Path, probe: torch.Tensor) -> Frozen:
+    torch.manual_seed(0)
+    bottleneck = {"kind": "vq", "num_codes": NUM_CODES, "code_dim": 4, "commitment_weight": 0.25, "revive_after_steps": 0}
+    folder.mkdir(parents=True)
+    save_encoder(folder, encoder_config(CONFIG, bottleneck), Encoder(CONFIG).eval(), build_bottleneck(bottleneck).eval())
+    frozen = load_encoder(folder)
+    save_probe(folder, probe, frozen.encode(probe))
+    return frozen
+
+
+def _write_latents(folder: Path, shards: Path, frozen: Frozen) -> None:
+    validation, entries = ShardDataset(shards, "validation"), []
+    for entry, rows in validation.shards:
+        spec = LatentSpec((CONFIG.latent_size,) * 2, NUM_CODES, frozen.sha256, entry["name"], entry["sha256"])
+        tokens = frozen.encode(validation.images(rows))["tokens"]
+        keys, labels = validation.keys[rows.start : rows.stop], validation.labels[rows.start : rows.stop]
+        entries.append(write_latents(folder / entry["name"].replace(".tar", ".arrow"), spec, keys, labels, tokens))
+    write_latents_manifest(folder, frozen.sha256, {"validation": entries})

@@ -1,0 +1,188 @@
+"""The evaluate stage: the contract's numbers, each what it says it is, and refusal of what does not belong together."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from errors import PipelineError
+from models.autoencoder import to_uint8
+from stage import execute
+from storage.decoders import load_decoder
+from storage.files import read_json, write_json
+from storage.frozen import load_frozen
+from storage.latents import LatentDataset
+from tasks.evaluate import STAGE, Comparison
+from tasks.reference import STAGE as REFERENCE
+from tests.evaluation.faces import SIZE, faces
+from tests.tasks.finished_run import NUM_CODES, RUN, small_params, write_images, write_run, write_shards
+
+PARAMS = small_params(num_images=24)
+DISTANCES = ["fd_efficientnet_lite0", "kd_efficientnet_lite0"]
+GAP = 2
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory):
+    """A run that is ready to be evaluated."""
+    root = tmp_path_factory.mktemp("run")
+    write_shards(root)
+    write_run(root)
+    execute(REFERENCE, PARAMS, None, 0, root)
+    return root
+
+
+@pytest.fixture(scope="module")
+def metrics(shared):
+    execute(STAGE, PARAMS, "dae", 0, shared)
+    return json.loads((shared / f"metrics/evaluate/{RUN}.json").read_text())
+
+
+@pytest.fixture
+def root(shared, tmp_path):
+    """A copy to spoil."""
+    return shutil.copytree(shared, tmp_path / "copy")
+
+
+def refused(root) -> str:
+    with pytest.raises(PipelineError) as error:
+        execute(STAGE, PARAMS, "dae", 0, root)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def decoded(root, stage):
+    """The validation images through one decoder, by hand."""
+    frozen = load_frozen(root / f"artifacts/freeze/{RUN}")
+    decoder = load_decoder(root / f"artifacts/{stage}/{RUN}", frozen.sha256)
+    latents = LatentDataset(root / f"artifacts/encode/{RUN}", "validation", frozen.sha256).batch(range(24))
+    with torch.inference_mode():
+        return to_uint8(decoder(frozen.bottleneck.decode(latents))), latents["tokens"]
+
+
+def tiles(path, number):
+    """The images of a grid, row by row."""
+    pixels = np.asarray(Image.open(path))
+    columns = (pixels.shape[1] + GAP) // (SIZE + GAP)
+    step = SIZE + GAP
+    corners = [divmod(position, columns) for position in range(number)]
+    return np.stack([pixels[row * step : row * step + SIZE, column * step : column * step + SIZE] for row, column in corners])
+
+
+def test_it_has_the_contracts_sections_and_names(metrics, shared):
+    sections = {"codebook", "frozen_sha256", "prior", "protocol", "reconstruction_stage1", "reconstruction_stage2", "samples"}
+    assert set(metrics) == sections
+    for stage in ("stage1", "stage2"):
+        assert sorted(metrics[f"reconstruction_{stage}"]) == [*DISTANCES, "psnr_db"]
+    assert sorted(metrics["samples"]) == [*DISTANCES, "precision", "recall"]
+    assert metrics["protocol"] == read_json(shared / "metrics/reference.json")["protocol"]
+    assert metrics["prior"] == {"validation_nll_nats_per_token": 2.5}
+
+
+def test_faces_are_nearer_to_faces_than_an_untrained_decoders_images_are(metrics):
+    for name in DISTANCES:
+        assert metrics["samples"][name] < 0.5 * metrics["reconstruction_stage1"][name]
+
+
+def test_the_samples_score_what_other_real_images_score(metrics, shared):
+    """The samples here are faces, so they are about at the floor."""
+    floor = read_json(shared / "metrics/reference.json")["floor"]
+    assert metrics["samples"]["fd_efficientnet_lite0"] == pytest.approx(floor["fd_efficientnet_lite0"], rel=0.3)
+
+
+def test_psnr_is_the_mean_over_images_on_bytes(metrics, shared):
+    for stage in ("stage1", "stage2"):
+        images, _ = decoded(shared, stage)
+        errors = ((images.numpy().astype(float) - faces(0, 24).numpy().astype(float)) ** 2).mean((1, 2, 3))
+        assert metrics[f"reconstruction_{stage}"]["psnr_db"] == pytest.approx((10 * np.log10(255**2 / errors)).mean(), abs=1e-3)
+
+
+def test_codebook_use_counts_the_validation_tokens(metrics, shared):
+    _, tokens = decoded(shared, "stage1")
+    shares = np.bincount(tokens.flatten().numpy(), minlength=NUM_CODES) / tokens.numel()
+    used = shares[shares > 0]
+    assert metrics["codebook"]["usage"] == pytest.approx(len(used) / NUM_CODES)
+    assert metrics["codebook"]["perplexity"] == pytest.approx(np.exp(-(used * np.log(used)).sum()))
+
+
+def test_the_grids_show_the_same_images_pixel_for_pixel(metrics, shared):
+    folder, shown = shared / f"artifacts/evaluate/{RUN}", list(range(0, 24, 4))
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "real.png", "reconstruction_stage1.png", "reconstruction_stage2.png", "samples.png",
+    ]  # fmt: skip
+    expected = {"real": faces(0, 24), "reconstruction_stage1": decoded(shared, "stage1")[0]}
+    for name, images in expected.items():
+        difference = tiles(folder / f"{name}.png", 6).astype(int) - images[shown].permute(0, 2, 3, 1).numpy().astype(int)
+        assert np.abs(difference).max() <= (1 if name != "real" else 0)  # decoded in other batches: may round to the next byte
+
+
+def test_without_a_second_stage_both_decoders_score_the_same(tmp_path, monkeypatch):
+    write_shards(tmp_path)
+    write_run(tmp_path, second_decoder_seed=1)
+    execute(REFERENCE, PARAMS, None, 0, tmp_path)
+    decoders = []
+
+    def reconstruct(comparison, name, decoded, indices):
+        decoders.append(name)
+        (comparison.folder / f"{name}.png").write_bytes(b"grid")
+        return {"psnr_db": 20.0}
+
+    monkeypatch.setattr(Comparison, "reconstruct", reconstruct)
+    result = execute(STAGE, PARAMS, "dae", 0, tmp_path)
+    assert decoders == ["reconstruction_stage1"]  # nothing is computed twice
+    assert result["reconstruction_stage2"] == result["reconstruction_stage1"]
+    grids = [tmp_path / f"artifacts/evaluate/{RUN}/reconstruction_{stage}.png" for stage in ("stage1", "stage2")]
+    assert grids[0].read_bytes() == grids[1].read_bytes()
+
+
+OTHER = "f" * 64
+
+
+def change(path, key, value):
+    tree = read_json(path)
+    tree[key] = value
+    write_json(path, tree)
+
+
+@pytest.mark.parametrize(
+    ("path", "named"),
+    [
+        (f"artifacts/encode/{RUN}/manifest.json", "encode"),
+        (f"artifacts/stage1/{RUN}/decoder.json", "stage1"),
+        (f"artifacts/stage2/{RUN}/decoder.json", "stage2"),
+        (f"artifacts/sample/{RUN}/manifest.json", "sample"),
+        (f"metrics/prior/{RUN}.json", "prior"),
+    ],
+)
+def test_what_belongs_to_another_frozen_encoder_is_refused_by_both_hashes(path, named, root):
+    ours = read_json(root / path)["frozen_sha256"]
+    change(root / path, "frozen_sha256", OTHER)
+    message = refused(root)
+    for part in (named, OTHER[:16], ours[:16]):
+        assert part in message
+
+
+def test_a_reference_of_other_shards_is_refused_by_both_hashes(root):
+    manifest = read_json(root / "artifacts/reference/manifest.json")
+    change(root / "artifacts/reference/manifest.json", "shards_sha256", OTHER)
+    message = refused(root)
+    for part in (OTHER[:16], manifest["shards_sha256"][:16], "dvc repro reference"):
+        assert part in message
+
+
+def test_latents_of_other_images_are_refused(root):
+    other = {"validation": [faces(0, 23)], "train": [faces(40, 64)]}
+    shutil.rmtree(root / "artifacts/shards")
+    write_images(root / "artifacts/shards", other)
+    assert "its validation images are not those of" in refused(root)
+
+
+def test_too_few_samples_is_one_line(root):
+    manifest = read_json(root / f"artifacts/sample/{RUN}/manifest.json")
+    write_images(root / f"artifacts/sample/{RUN}", {"samples": [faces(70, 80)]}, frozen_sha256=manifest["frozen_sha256"])
+    message = refused(root)
+    for part in ("evaluation.num_images is 24", "10 sampled", "sample.num_images"):
+        assert part in message

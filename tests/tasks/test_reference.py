@@ -1,0 +1,102 @@
+"""The reference stage: features of the right images under a full protocol, and a floor that knows good data from bad."""
+
+import json
+
+import pytest
+import torch
+
+from errors import PipelineError
+from evaluation.extractors import build_extractor
+from evaluation.reference import evenly_spaced, load_reference
+from params import Params
+from stage import execute
+from storage.files import sha256_file
+from storage.weights import load_weights
+from tasks.reference import STAGE
+from tests.evaluation.faces import faces, noisy
+from tests.tasks.finished_run import small_params, write_shards
+
+PARAMS = small_params()
+
+
+def reference(root, params: Params = PARAMS) -> dict:
+    execute(STAGE, params, None, 0, root)
+    return json.loads((root / "metrics/reference.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("reference")
+    write_shards(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def metrics(root):
+    return reference(root)
+
+
+@pytest.fixture
+def extractor():
+    return build_extractor("efficientnet-lite0", None, 64, torch.device("cpu"))
+
+
+def test_features_are_those_of_validation_images_from_the_whole_split(root, metrics, extractor):
+    features = load_weights(root / "artifacts/reference/features.safetensors")["features"]
+    chosen = evenly_spaced(24, 20)
+    assert features.shape == (20, 1280)
+    assert (chosen[0], chosen[-1], len(set(chosen))) == (0, 22, 20)
+    torch.testing.assert_close(features, extractor(faces(0, 24)[chosen])["features"], rtol=1e-4, atol=1e-4)
+
+
+def test_the_protocol_is_in_the_manifest_and_beside_the_floor(root, metrics):
+    manifest = json.loads((root / "artifacts/reference/manifest.json").read_text())
+    assert manifest["protocol"] == metrics["protocol"]
+    assert manifest["shards_sha256"] == sha256_file(root / "artifacts/shards/manifest.json")
+    assert metrics["protocol"]["reference_sha256"] == sha256_file(root / "artifacts/reference/features.safetensors")
+    assert metrics["protocol"]["num_images"] == 20
+
+
+def test_the_floor_carries_the_extractors_name(metrics):
+    assert sorted(metrics["floor"]) == ["fd_efficientnet_lite0", "kd_efficientnet_lite0", "precision", "recall"]
+
+
+def test_the_floor_rises_when_training_images_are_not_like_validation_images(metrics, tmp_path):
+    write_shards(tmp_path, noisy(faces(40, 64), 30))
+    shifted = reference(tmp_path)
+    for name in ("fd_efficientnet_lite0", "kd_efficientnet_lite0"):
+        assert shifted["floor"][name] > metrics["floor"][name]
+    assert shifted["protocol"] == metrics["protocol"]
+
+
+def test_the_same_inputs_give_the_same_bytes(root, metrics, tmp_path):
+    write_shards(tmp_path)
+    reference(tmp_path)
+    for name in ("artifacts/reference/features.safetensors", "artifacts/reference/manifest.json", "metrics/reference.json"):
+        assert (tmp_path / name).read_bytes() == (root / name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("num_images", "parts"), [(30, ("30", "24 validation", "num_validation_images")), (22, ("22", "21 train", "dataset.source"))]
+)
+def test_too_few_images_names_both_numbers_and_what_to_change(num_images, parts, tmp_path):
+    write_shards(tmp_path, faces(40, 61))
+    with pytest.raises(PipelineError) as error:
+        execute(STAGE, small_params(num_images=num_images), None, 0, tmp_path)
+    for part in ("evaluation.num_images", *parts):
+        assert part in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_another_protocol_is_refused(root, metrics, extractor):
+    with pytest.raises(PipelineError, match=r"kid_subset_size 10, asked for is 9.*dvc repro reference"):
+        load_reference(root / "artifacts/reference", root / "artifacts/shards", extractor, small_params(kid_subset_size=9).evaluation)
+
+
+def test_changed_features_are_refused(tmp_path, extractor):
+    write_shards(tmp_path)
+    reference(tmp_path)
+    path = tmp_path / "artifacts/reference/features.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] + b"\1")
+    with pytest.raises(PipelineError, match="its hash is"):
+        load_reference(tmp_path / "artifacts/reference", tmp_path / "artifacts/shards", extractor, PARAMS.evaluation)

@@ -1,0 +1,272 @@
+"""The whole pipeline, run by DVC on real code in a copy of the project: cached, restored, shared, repeatable, killed.
+
+One run is shared by all tests. A second one in another folder has every stage of one arm killed on its way, and must end
+with the same bytes.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from tests.clone import PRODUCED, Clone
+
+pytestmark = pytest.mark.timeout(900)
+
+ARM = ("--arm", "dae", "--seed", "0")
+PER_ARM = ("stage1", "freeze", "encode", "stage2", "prior", "sample", "evaluate")
+NUM_STAGES = 3 + 2 * len(PER_ARM)
+WITHOUT_DURATIONS = ("artifacts", "metrics", "curves")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Clone:
+    """A copy of the project after ``dvc repro``, committed."""
+    clone = Clone.of_working_tree(tmp_path_factory.mktemp("finished"))
+    log = clone.dvc("repro")
+    assert log.count("Running stage") == NUM_STAGES
+    clone.commit("reproduced")
+    return clone
+
+
+def test_every_output_exists(finished):
+    lock = yaml.safe_load((finished.folder / "dvc.lock").read_text())
+    outputs = [out["path"] for stage in lock["stages"].values() for out in stage["outs"]]
+    assert len(lock["stages"]) == NUM_STAGES
+    assert all((finished.folder / output).exists() for output in outputs)
+    assert not list((finished.folder / ".scratch").glob("*/*/*/")), "state of finished stages was left behind"
+
+
+def test_git_sees_nothing_but_the_lock_file(finished):
+    assert finished.run("git", "status", "--short") == ""
+    tracked = finished.run("git", "ls-files").splitlines()
+    assert "dvc.lock" in tracked
+    assert not [name for name in tracked if name.split("/")[0] in PRODUCED]
+
+
+def test_summary_has_both_arms_and_their_protocol(finished):
+    summary = json.loads((finished.folder / "report/summary.json").read_text())
+    text = json.dumps(summary)
+    for expected in ("baseline-0", "dae-0", "fd_efficientnet_lite0", "reconstruction_stage2", "validation_nll_nats_per_token"):
+        assert expected in text
+    for run in ("baseline-0", "dae-0"):
+        metrics = json.loads((finished.folder / f"metrics/evaluate/{run}.json").read_text())
+        assert metrics["protocol"]["num_images"] == 60
+        assert metrics["samples"]["fd_efficientnet_lite0"] > 0
+        grids = {path.name for path in (finished.folder / f"artifacts/evaluate/{run}").iterdir()}
+        assert grids == {"real.png", "reconstruction_stage1.png", "reconstruction_stage2.png", "samples.png"}
+
+
+def test_report_is_one_page_that_needs_nothing_else(finished):
+    page = (finished.folder / "report/index.html").read_text()
+    assert "<html" in page and "data:image/png;base64" in page
+    for fetched in ('src="http', "src='http", 'href="http', "@import", "<script src"):
+        assert fetched not in page
+
+
+def test_metrics_of_one_graph_agree(finished):
+    """The same quantity, measured in two stages, is the same: stage 1's validation and the evaluation's reconstructions."""
+    read = {name: json.loads((finished.folder / f"metrics/{name}/dae-0.json").read_text()) for name in PER_ARM}
+    hashes = {read[name]["frozen_sha256"] for name in ("freeze", "encode", "prior", "sample", "evaluate")}
+    assert len(hashes) == 1
+    assert read["evaluate"]["reconstruction_stage1"]["psnr_db"] == pytest.approx(read["stage1"]["validation_psnr_db"], abs=0.05)
+    assert read["evaluate"]["reconstruction_stage2"]["psnr_db"] == pytest.approx(read["stage2"]["validation_psnr_db"], abs=0.05)
+    assert read["evaluate"]["codebook"]["perplexity"] == pytest.approx(read["stage1"]["validation_codebook_perplexity"])
+    assert read["evaluate"]["prior"]["validation_nll_nats_per_token"] == read["prior"]["validation_nll_nats_per_token"]
+
+
+def test_second_run_runs_nothing(finished):
+    log = finished.dvc("repro")
+    assert "Running stage" not in log
+    assert "Data and pipelines are up to date." in log
+
+
+def test_runtime_settings_rerun_nothing(finished):
+    finished.change_params({"runtime": {"num_threads": 1, "checkpoint_every_steps": 5}})
+    assert "Running stage" not in finished.dvc("repro", "--dry")
+    finished.run("git", "checkout", "params.yaml")
+
+
+def test_deleted_outputs_come_back_without_their_stages(finished):
+    before = finished.files(*PRODUCED)
+    finished.run("rm", "-r", "artifacts/prior/dae-0", "metrics/prior", "curves", "report", "artifacts/shards/manifest.json")
+    log = finished.dvc("repro")
+    assert "Running stage" not in log
+    assert "Stage 'prior@dae-0' is cached - skipping run" in log
+    assert finished.files(*PRODUCED) == before
+
+
+def test_dvc_shows_metrics_plots_and_parameters(finished):
+    shown = json.loads(finished.dvc("metrics", "show", "--json"))[""]["data"]
+    assert {f"metrics/{stage}/{run}.json" for stage in PER_ARM for run in ("baseline-0", "dae-0")} <= shown.keys()
+    assert all("error" not in entry for entry in shown.values())
+
+    finished.change_params({"prior": {"width": 64}, "arms": {"dae": {"stage1": {"dropout": 0.25}}}})
+    differences = json.loads(finished.dvc("params", "diff", "--json"))["params.yaml"]
+    assert differences == {"prior.width": {"old": 32, "new": 64, "diff": 32}, "arms.dae.stage1.dropout": {"old": 0.5, "new": 0.25, "diff": -0.25}}
+    planned = finished.dvc("repro", "--dry")
+    running = [line.split("'")[1] for line in planned.splitlines() if line.startswith("Running stage")]
+    assert running[0] == "stage1@dae-0" and "prior@baseline-0" in running and "stage1@baseline-0" not in running
+    finished.run("git", "checkout", "params.yaml")
+
+    assert "index.html" in finished.dvc("plots", "show")
+    page = (finished.folder / "dvc_plots/index.html").read_text()
+    assert all(column in page for column in ("validation_psnr_db", "validation_nll", "curves/stage1/dae-0.csv"))
+    assert finished.run("git", "status", "--short") == ""
+
+
+def test_another_clone_pulls_everything_and_runs_nothing(finished, tmp_path):
+    before = finished.files(*PRODUCED)
+    finished.dvc("remote", "add", "--local", "--default", "shared", str(tmp_path / "remote"))
+    finished.dvc("push")
+    finished.run("git", "clone", "--quiet", ".", str(tmp_path / "second"))
+    second = Clone(tmp_path / "second")
+    second.dvc("remote", "add", "--local", "--default", "shared", str(tmp_path / "remote"))
+    second.dvc("pull")
+    assert second.files(*PRODUCED) == before
+    log = second.dvc("repro")
+    assert "Running stage" not in log
+    assert "Data and pipelines are up to date." in log
+
+
+@pytest.fixture(scope="module")
+def killed(finished, tmp_path_factory) -> Clone:
+    """The same project in another folder, from scratch; the tests below run its stages in turn, killing them."""
+    clone = finished.copy(tmp_path_factory.mktemp("killed") / "project", with_produced=False)
+    clone.stage("shards")
+    return clone
+
+
+def assert_same(killed: Clone, finished: Clone, stage: str, run: str = "/dae-0") -> None:
+    """What a stage wrote in both folders is the same, byte for byte."""
+    outputs = [killed.files(f"artifacts/{stage}{run}"), finished.files(f"artifacts/{stage}{run}")]
+    for path in (f"metrics/{stage}{run}.json", f"curves/{stage}{run}.csv"):
+        for output, clone in zip(outputs, (killed, finished), strict=True):
+            if (clone.folder / path).exists():
+                output[path] = (clone.folder / path).read_bytes()
+    assert outputs[0].keys() == outputs[1].keys()
+    assert [name for name in outputs[0] if outputs[0][name] != outputs[1][name]] == []
+
+
+def durations(clone: Clone, stage: str) -> dict:
+    return json.loads((clone.folder / f"durations/{stage}/dae-0.json").read_text())
+
+
+def checkpoint_step(clone: Clone, stage: str) -> int:
+    """Finished steps in the checkpoint of the stage that is being trained; 0 when there is none."""
+    found = list((clone.folder / ".scratch" / stage).rglob("checkpoint.pt"))
+    if not found:
+        return 0
+    assert len(found) == 1
+    return torch.load(found[0], weights_only=True)["progress"]["step"]
+
+
+def wait_for_checkpoint(clone: Clone, stage: str, process: subprocess.Popen) -> int:
+    """Wait for training to write a checkpoint; return its step."""
+    while not (step := checkpoint_step(clone, stage)):
+        assert process.poll() is None, f"{stage} ended before its first checkpoint:\n{process.stdout.read()}"
+        time.sleep(0.02)
+    return step
+
+
+def test_shards_repeat(killed, finished):
+    assert_same(killed, finished, "shards", run="")
+
+
+def test_stage1_killed_resumes_to_the_same_bytes(killed, finished):
+    killed.kill_stage("training.checkpoint.save_checkpoint", 2, "stage1", *ARM)
+    assert checkpoint_step(killed, "stage1") == 8
+    assert not (killed.folder / "artifacts/stage1").exists()
+    killed.stage("stage1", *ARM)
+    assert durations(killed, "stage1")["resumed"]
+    assert_same(killed, finished, "stage1")
+
+
+def test_encode_killed_resumes_to_the_same_bytes(killed, finished):
+    killed.stage("freeze", *ARM)
+    assert_same(killed, finished, "freeze")
+    killed.kill_stage("storage.latents.write_latents", 3, "encode", *ARM)
+    kept = {path: path.stat().st_mtime_ns for path in (killed.folder / ".scratch/encode").rglob("*.arrow")}
+    assert len(kept) == 3
+    killed.kill_stage("storage.latents.write_latents", 1, "encode", *ARM)  # the unfinished third one is made again
+    assert len(list((killed.folder / ".scratch/encode").rglob("*.arrow"))) == 3
+    finished_ones = [path for path in kept if path.with_suffix(".json").exists()]
+    assert len(finished_ones) == 2 and all(path.stat().st_mtime_ns == kept[path] for path in finished_ones)
+    killed.stage("encode", *ARM)
+    assert durations(killed, "encode")["resumed"]
+    assert_same(killed, finished, "encode")
+
+
+def test_stage2_killed_resumes_to_the_same_bytes(killed, finished):
+    killed.kill_stage("training.checkpoint.save_checkpoint", 1, "stage2", *ARM)
+    assert checkpoint_step(killed, "stage2") == 4
+    killed.stage("stage2", *ARM)
+    assert durations(killed, "stage2")["resumed"]
+    assert_same(killed, finished, "stage2")
+
+
+def ray_workers(process: subprocess.Popen) -> list[int]:
+    """Processes of Ray Train workers in the session of a stage."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                title, session = (entry / "cmdline").read_text(), os.getsid(int(entry.name))
+            except (OSError, UnicodeDecodeError):
+                continue
+            if session == process.pid and "RayTrainWorker" in title:
+                found.append(int(entry.name))
+    return found
+
+
+def test_prior_and_its_workers_killed_resume_to_the_same_bytes(killed, finished):
+    process = killed.start("python", "-m", "tasks.prior", *ARM)
+    step = wait_for_checkpoint(killed, "prior", process)
+    process.kill()
+    process.wait()
+    assert 0 < step < 60
+
+    process = killed.start("python", "-m", "tasks.prior", *ARM)
+    while not (workers := ray_workers(process)):
+        assert process.poll() is None, process.stdout.read()
+        time.sleep(0.02)
+    while checkpoint_step(killed, "prior") <= step:
+        assert process.poll() is None, process.stdout.read()
+        time.sleep(0.02)
+    os.kill(workers[-1], signal.SIGKILL)
+    output, _ = process.communicate()
+    assert process.returncode == 0, output
+    assert durations(killed, "prior")["resumed"]
+    assert_same(killed, finished, "prior")
+
+
+def test_sample_killed_and_evaluate_repeat(killed, finished):
+    killed.kill_stage("storage.shards.write_shard", 1, "sample", *ARM)
+    killed.stage("sample", *ARM)
+    assert_same(killed, finished, "sample")
+    killed.stage("reference")
+    assert_same(killed, finished, "reference", run="")
+    killed.stage("evaluate", *ARM)
+    assert_same(killed, finished, "evaluate")
+
+
+def test_dvc_killed_leaves_no_lock(finished, tmp_path):
+    """The whole process group of a ``dvc repro`` dies in the middle of training; the next one resumes and finishes."""
+    clone = finished.copy(tmp_path / "project", with_produced=True)
+    clone.run("rm", "-r", "artifacts/stage2/dae-0", "metrics/stage2/dae-0.json")
+    clone.change_params({"arms": {"dae": {"stage2": {"num_steps": 200}}}})
+    process = clone.start("dvc", "repro", "--single-item", "stage2@dae-0")
+    step = wait_for_checkpoint(clone, "stage2", process)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert step < 200
+    log = clone.dvc("repro", "--single-item", "stage2@dae-0")
+    assert "Running stage 'stage2@dae-0'" in log
+    assert durations(clone, "stage2")["resumed"]
+    assert json.loads((clone.folder / "metrics/stage2/dae-0.json").read_text())["num_steps"] == 200
