@@ -8,7 +8,7 @@ export PATH := $(abspath $(BIN)):$(PATH)
 export DVC_NO_ANALYTICS := 1
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help setup run test lint status clean-scratch lock preset
+.PHONY: help setup run test bench lint status clean-scratch lock preset
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## ?/  make \1\t/' | expand -t 24
@@ -18,16 +18,20 @@ setup: $(BIN)/.installed ## install everything into .venv (PYTHON=python3.12 cho
 $(BIN)/.installed: requirements.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 13) else f"error: Python 3.11 to 3.13 is needed, $(PYTHON) is {v[0]}.{v[1]}; try make setup PYTHON=python3.12")'
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	@test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet --disable-pip-version-check uv==0.13.9
 	$(BIN)/uv pip install --quiet --compile-bytecode --require-hashes --python $(BIN)/python -r requirements.txt
 	@touch $@
 
 run: setup ## reproduce the whole pipeline; only what changed runs
 	@python -m params
 	dvc repro
+	@echo 'report: $(CURDIR)/report/index.html'
 
 test: setup ## run all tests
 	python -m pytest
+
+bench: setup ## measure every claim of speed, each as a ratio within one run
+	@for script in encode stage2 sampling loader evaluation; do python -m benchmarks.$$script || exit 1; done
 
 lint: setup ## check style
 	ruff check .

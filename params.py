@@ -98,6 +98,7 @@ class ReconstructionLoss(Section):
     adversarial_start: StepOrFraction
     discriminator_channels: PositiveInt
     discriminator_num_layers: PositiveInt
+    discriminator_learning_rate_factor: PositiveFloat
 
     @model_validator(mode="after")
     def _discriminator_first(self):

@@ -21,7 +21,7 @@ SMALL = {
     "stage1": {"batch_size": 8, "warmup_steps": 2, "validate_every_steps": 6},
     "stage2": {"batch_size": 8, "warmup_steps": 2, "validate_every_steps": 6},
     "arms": {
-        "baseline": {"stage1": {"num_steps": 12}},
+        "baseline": {"stage1": {"num_steps": 24}},
         "dae": {"stage1": {"num_steps": 12, "dropout": 0.5}, "stage2": {"num_steps": 12}},
     },
     "encode": {"batch_size": 25},
@@ -72,10 +72,10 @@ class Clone:
 
     @staticmethod
     def of_working_tree(folder: Path) -> "Clone":
-        """Every file that git tracks or would track, with small parameters, as a new git repository."""
+        """Every file that git tracks or would track but the lock file, with small parameters, as a new git repository."""
         listing = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=PROJECT, capture_output=True, text=True, check=True)
         for name in listing.stdout.splitlines():
-            if (PROJECT / name).is_file():
+            if name != "dvc.lock" and (PROJECT / name).is_file():
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(PROJECT / name, folder / name)
         (folder / "sources/small.yaml").write_text(RECIPE)

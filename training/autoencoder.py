@@ -131,6 +131,7 @@ class Stage1Objective:
             "decoder": _seeded(params.seed, "decoder", lambda: Decoder(self.config)),
         }
         self.modules: dict[str, nn.Module] = {"autoencoder": _place(nn.ModuleDict(parts), device)}
+        self.learning_rate_factors = {"discriminator": params.reconstruction_loss.discriminator_learning_rate_factor}
         self.loss_terms = _build_loss(params, arm.num_steps, self.modules, device)
 
     def loss(self, batch: dict[str, Tensor], step: int) -> tuple[Tensor, dict[str, Tensor]]:
@@ -176,6 +177,7 @@ class Stage2Objective:
         else:
             decoder = _seeded(params.seed, "stage2 decoder", lambda: Decoder(self.config))
         self.modules: dict[str, nn.Module] = {"decoder": _place(decoder, device)}
+        self.learning_rate_factors = {"discriminator": params.reconstruction_loss.discriminator_learning_rate_factor}
         self.loss_terms = _build_loss(params, params.arm.stage2.num_steps, self.modules, device)
 
     @staticmethod

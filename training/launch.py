@@ -76,9 +76,7 @@ def _train_on_ray(build, params, inputs, optimization, num_steps, folder, descri
             train_loop_config=config,
             torch_config=TorchConfig(backend="nccl" if device.type == "cuda" else "gloo"),
             scaling_config=ScalingConfig(num_workers=optimization.num_workers, use_gpu=device.type == "cuda"),
-            run_config=RunConfig(
-                name="ray", storage_path=str(folder), failure_config=FailureConfig(max_failures=MAX_WORKER_FAILURES)
-            ),
+            run_config=RunConfig(name="ray", storage_path=str(folder), failure_config=FailureConfig(max_failures=MAX_WORKER_FAILURES)),
         )
         with _progress_from_file(folder / PROGRESS_FILE, num_steps, description):
             try:

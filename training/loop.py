@@ -39,12 +39,14 @@ class Objective(Protocol):
     Attributes:
         modules: name -> module with trained parameters; gradients are clipped per module.
         averaged: names of those kept as moving averages; the averages are what is validated and exported.
+        learning_rate_factors: name of a module -> multiple of the learning rate that it trains at; 1 where absent.
         examples: the training set.
         selection: the validation metric (lower is better) that chooses the exported step; None: the last step.
     """
 
     modules: dict[str, nn.Module]
     averaged: tuple[str, ...]
+    learning_rate_factors: dict[str, float]
     examples: Examples
     selection: str | None
 
@@ -93,7 +95,7 @@ class Trainer:
         self.num_steps, self.seed, self.folder, self.device, self.on_step = num_steps, seed, folder, device, on_step
         self.rank = dist.get_rank() if dist.is_initialized() else 0
         self.num_workers = dist.get_world_size() if dist.is_initialized() else 1
-        self.optimizer = build_optimizer(list(objective.modules.values()), optimization)
+        self.optimizer = build_optimizer(objective.modules, optimization, objective.learning_rate_factors)
         self.averages = {name: MovingAverage(objective.modules[name], optimization.ema_decay) for name in objective.averaged}
         self.best: dict[str, dict[str, Tensor]] = {}
         self.progress = Progress()
@@ -130,7 +132,7 @@ class Trainer:
     def _step(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         step = self.progress.step
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.optimization, step, self.num_steps)
+            group["lr"] = group["factor"] * learning_rate(self.optimization, step, self.num_steps)
         for module in self.objective.modules.values():
             module.train()
         self.optimizer.zero_grad(set_to_none=True)

@@ -43,6 +43,7 @@ class PriorObjective:
         self.frozen_sha256 = self.examples.latents.frozen_sha256
         self.config = prior_config(params.prior, self.examples.latents)
         torch.manual_seed(derive_seed(params.seed, "init", "prior"))
+        self.learning_rate_factors: dict[str, float] = {}
         self.modules: dict[str, nn.Module] = {"prior": Transformer(self.config).to(device)}
 
     def loss(self, batch: dict[str, Tensor], step: int) -> tuple[Tensor, dict[str, Tensor]]:

@@ -26,13 +26,21 @@ def resolve_step(step_or_fraction: int | float, num_steps: int) -> int:
     return round(step_or_fraction * num_steps)
 
 
-def build_optimizer(modules: list[nn.Module], optimization: Optimization) -> torch.optim.AdamW:
-    """AdamW; weight decay on matrices and filters only, not on gains, biases and positions."""
-    parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": optimization.weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
-    ]
+def build_optimizer(modules: dict[str, nn.Module], optimization: Optimization, factors: dict[str, float]) -> torch.optim.AdamW:
+    """AdamW; weight decay on matrices and filters only, not on gains, biases and positions.
+
+    Args:
+        factors: name of a module -> multiple of the learning rate that it trains at, kept in its group; 1 where absent.
+    """
+    groups = []
+    for name, module in modules.items():
+        parameters = [p for p in module.parameters() if p.requires_grad]
+        matrices, vectors = [p for p in parameters if p.ndim >= 2], [p for p in parameters if p.ndim < 2]
+        shared = {"factor": factors.get(name, 1.0)}
+        groups += [
+            {"params": matrices, "weight_decay": optimization.weight_decay, **shared},
+            {"params": vectors, "weight_decay": 0.0, **shared},
+        ]
     return torch.optim.AdamW(groups, lr=optimization.learning_rate, betas=tuple(optimization.betas))
 
 

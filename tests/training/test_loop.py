@@ -57,7 +57,7 @@ class Regression:
     def __init__(self, dropout=0.2, poison=()):
         torch.manual_seed(0)
         self.modules = {"network": nn.Sequential(nn.Linear(5, 16), nn.ReLU(), nn.Dropout(dropout), nn.Linear(16, 1))}
-        self.examples, self.poison = Points(), poison
+        self.examples, self.poison, self.learning_rate_factors = Points(), poison, {}
 
     def loss(self, batch, step):
         error = (self.modules["network"](batch["x"]) - batch["y"]).square().mean()
@@ -117,6 +117,17 @@ def test_accumulated_parts_give_the_gradient_of_the_whole_batch(tmp_path):
         results.append(run.exported("network").state_dict())
     for name in results[0]:
         assert torch.allclose(results[0][name], results[1][name], atol=1e-6)
+
+
+def test_a_module_with_a_smaller_rate_moves_less(tmp_path):
+    moved = {}
+    for factor in (1.0, 0.1):
+        objective = Regression(dropout=0.0)
+        objective.learning_rate_factors = {"network": factor}
+        start = objective.modules["network"][0].weight.detach().clone()
+        trainer(tmp_path / str(factor), objective=objective, num_steps=2).run()
+        moved[factor] = (objective.modules["network"][0].weight - start).norm()
+    assert moved[0.1] < 0.2 * moved[1.0]
 
 
 def test_training_learns_and_the_average_is_what_is_exported(tmp_path):
@@ -189,10 +200,12 @@ def test_a_start_is_a_step_or_a_fraction():
     assert resolve_step(0.4, 750) == 300
 
 
-def test_weight_decay_spares_vectors():
-    groups = build_optimizer([nn.Sequential(nn.Conv2d(3, 4, 3), nn.GroupNorm(2, 4))], OPTIMIZATION).param_groups
-    assert {p.ndim for p in groups[0]["params"]} == {4} and groups[0]["weight_decay"] == 0.1
-    assert {p.ndim for p in groups[1]["params"]} == {1} and groups[1]["weight_decay"] == 0.0
+def test_weight_decay_spares_vectors_and_modules_train_at_their_own_rate():
+    modules = {"a": nn.Sequential(nn.Conv2d(3, 4, 3), nn.GroupNorm(2, 4)), "b": nn.Linear(2, 2)}
+    groups = build_optimizer(modules, OPTIMIZATION, {"b": 0.1}).param_groups
+    assert [{p.ndim for p in group["params"]} for group in groups] == [{4}, {1}, {2}, {1}]
+    assert [group["weight_decay"] for group in groups] == [0.1, 0.0, 0.1, 0.0]
+    assert [group["factor"] for group in groups] == [1.0, 1.0, 0.1, 0.1]
 
 
 def test_moving_average_of_a_constant_is_the_constant_and_off_is_the_source():

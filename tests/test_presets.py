@@ -1,0 +1,213 @@
+"""Presets: each is a whole, valid params file whose models fit together. They are built on the meta device, so size costs nothing."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+import yaml
+
+from models.autoencoder import AutoencoderConfig, Decoder, Encoder
+from models.bottleneck import build_bottleneck
+from models.discriminator import PatchDiscriminator
+from models.transformer import Transformer, TransformerConfig
+from params import Params, load_params
+from storage.sources import open_source
+from training.autoencoder import autoencoder_config, bottleneck_config
+from training.prior import prior_config
+
+PROJECT = Path(__file__).parent.parent
+PRESETS = {path.stem: path for path in sorted((PROJECT / "presets").glob("*.yaml"))}
+NUM_CLASSES = 10  # of any labelled data set
+NOT_IN_THE_REPOSITORY = {"faceshq-256"}  # whose images a user has to bring
+
+each_preset = pytest.mark.parametrize("name", PRESETS)
+
+
+def arm_config(params: Params, arm: str) -> AutoencoderConfig:
+    """Stage 1's autoencoder of an arm, as training/autoencoder.py builds it."""
+    settings = params.arms[arm].stage1
+    dropout = max(settings.dropout, params.autoencoder.dropout)
+    size, code_dim = params.dataset.image_size, params.bottleneck.code_dim
+    return autoencoder_config(params.autoencoder, size, code_dim, settings.channels_multiplier, dropout)
+
+
+def build_prior(params: Params, latent_size: int) -> Transformer:
+    grid = (latent_size, latent_size)
+    latents = SimpleNamespace(num_codes=params.bottleneck.num_codes, grid=grid, labels=list(range(NUM_CLASSES)))
+    return Transformer(prior_config(params.prior, latents))
+
+
+def num_parameters(module: torch.nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
+
+
+def test_the_documented_presets_are_there():
+    assert set(PRESETS) == {"default", "smoke", "cifar10", "faceshq-256"}
+
+
+def test_the_default_preset_is_params_yaml():
+    assert yaml.safe_load(PRESETS["default"].read_text()) == yaml.safe_load((PROJECT / "params.yaml").read_text())
+
+
+@each_preset
+def test_its_values_are_valid(name):
+    load_params(PRESETS[name])
+
+
+@each_preset
+def test_the_command_line_accepts_it(name):
+    """All but a preset for images that a user brings, where the one message names what is missing."""
+    command = [sys.executable, "-m", "params", str(PRESETS[name].relative_to(PROJECT))]
+    result = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True)
+    source = load_params(PRESETS[name]).dataset.source
+    if name in NOT_IN_THE_REPOSITORY and not (PROJECT / source).exists():
+        assert result.returncode == 1
+        assert f"dataset.source: {source} does not exist" in result.stderr and result.stderr.count("\n") == 1
+    else:
+        assert (result.returncode, result.stderr) == (0, "")
+
+
+@each_preset
+def test_all_arms_have_the_budget_of_the_first(name):
+    params = load_params(PRESETS[name])
+    seen = [
+        arm.stage1.num_steps * params.stage1.batch_size + arm.stage2.num_steps * params.stage2.batch_size for arm in params.arms.values()
+    ]
+    assert len(set(seen)) == 1
+
+
+@each_preset
+def test_the_discriminator_learns_before_it_counts_and_still_counts_for_a_while(name):
+    params = load_params(PRESETS[name])
+    loss = params.reconstruction_loss
+    assert loss.discriminator_start < loss.adversarial_start
+    for arm in params.arms.values():
+        for num_steps in {arm.stage1.num_steps, arm.stage2.num_steps} - {0}:
+            start = loss.adversarial_start if isinstance(loss.adversarial_start, int) else loss.adversarial_start * num_steps
+            assert start < 0.8 * num_steps
+
+
+@each_preset
+def test_its_header_states_what_a_reader_asks(name):
+    if name == "default":
+        return  # its header is that of params.yaml
+    header = PRESETS[name].read_text().partition("\n\n")[0]
+    assert all(line.startswith("#") for line in header.splitlines())
+    for word in ("Command", "Hardware", "Time", "Result", f"make preset NAME={name}", "make run"):
+        assert word in header
+    assert ("not run by the authors" in header.lower()) != ("Run here" in header)
+
+
+@each_preset
+def test_encoder_bottleneck_and_every_arms_decoders_fit_together(name):
+    params = load_params(PRESETS[name])
+    side, dim = params.dataset.image_size, params.bottleneck.code_dim
+    for arm, settings in params.arms.items():
+        config = arm_config(params, arm)
+        full = autoencoder_config(params.autoencoder, side, dim, 1.0, params.autoencoder.dropout)
+        with torch.device("meta"):
+            images = torch.empty(2, 3, side, side)
+            z = Encoder(config)(images)
+            auxiliary, decoder = Decoder(config), Decoder(full)
+        bottleneck = build_bottleneck(bottleneck_config(params))  # on the CPU: autocast knows no meta device
+        tokens = bottleneck.encode(torch.zeros(z.shape))["tokens"]
+        codes = bottleneck.decode({"tokens": tokens}).to("meta")
+        assert z.shape == codes.shape == (2, dim, config.latent_size, config.latent_size)
+        assert tokens.shape == (2, config.latent_size, config.latent_size)
+        assert auxiliary(codes).shape == decoder(codes).shape == images.shape
+        if settings.stage2.start == "stage1":
+            assert {k: v.shape for k, v in auxiliary.state_dict().items()} == {k: v.shape for k, v in decoder.state_dict().items()}
+        is_weak = num_parameters(auxiliary) < num_parameters(decoder) or config.decoder_dropout > full.decoder_dropout
+        assert is_weak == (arm != "baseline")
+
+
+@each_preset
+def test_attention_acts_at_resolutions_that_exist(name):
+    params = load_params(PRESETS[name])
+    settings = params.autoencoder
+    first = params.dataset.image_size // settings.patch_size
+    assert set(settings.attention_resolutions) <= {first // 2**level for level in range(len(settings.channel_multipliers))}
+
+
+@each_preset
+def test_the_discriminator_judges_more_than_one_patch(name):
+    params = load_params(PRESETS[name])
+    loss = params.reconstruction_loss
+    with torch.device("meta"):
+        discriminator = PatchDiscriminator(loss.discriminator_channels, loss.discriminator_num_layers)
+        logits = discriminator(torch.empty(2, 3, params.dataset.image_size, params.dataset.image_size))
+    assert logits.shape[:2] == (2, 1)
+    assert min(logits.shape[2:]) > 1
+
+
+@each_preset
+def test_the_prior_covers_every_token(name):
+    params = load_params(PRESETS[name])
+    latent_size = arm_config(params, "baseline").latent_size
+    with torch.device("meta"):
+        prior = build_prior(params, latent_size)
+        tokens = torch.empty(2, latent_size, latent_size, dtype=torch.int64)
+        labels = torch.empty(2, dtype=torch.int64)
+        logits = prior(tokens.flatten(1)[:, :-1], labels)
+        assert prior.loss({"tokens": tokens}, labels).shape == (2,)
+    assert logits.shape == (2, latent_size**2, params.bottleneck.num_codes)
+    assert prior.config.num_classes == (NUM_CLASSES if params.prior.class_conditional else 0)
+
+
+@pytest.mark.parametrize("name", ["default", "smoke"])
+def test_a_drawn_source_has_images_for_training_and_evaluation(name):
+    params = load_params(PRESETS[name])
+    source = open_source(PROJECT / params.dataset.source, params.dataset.split)
+    assert len(source.splits["all"]) >= params.dataset.num_validation_images + params.evaluation.num_images
+    assert params.dataset.num_validation_images >= params.evaluation.num_images
+
+
+def test_faceshq_has_the_sizes_of_the_published_models():
+    """VQGAN for faces: 29.3 M encoder, 42.5 M decoder; GPT with 24 layers of width 1024: 12 x 24 x 1024² = 302 M and its embeddings."""
+    params = load_params(PRESETS["faceshq-256"])
+    config = arm_config(params, "baseline")
+    with torch.device("meta"):
+        encoder, decoder, bottleneck = Encoder(config), Decoder(config), build_bottleneck(bottleneck_config(params))
+        weak = Decoder(arm_config(params, "dae"))
+        prior = build_prior(params, config.latent_size)
+    assert config.latent_size == 16
+    assert num_parameters(encoder) == pytest.approx(29.3e6, rel=0.005)
+    assert num_parameters(decoder) == pytest.approx(42.45e6, rel=0.005)
+    assert num_parameters(bottleneck) == 1024 * 256
+    assert num_parameters(encoder) + num_parameters(decoder) + num_parameters(bottleneck) == pytest.approx(72e6, rel=0.01)
+    assert num_parameters(weak) == pytest.approx(num_parameters(decoder) / 4, rel=0.05)
+    assert num_parameters(prior) == pytest.approx(304.4e6, rel=0.005)
+    assert prior.config == TransformerConfig(1024, 16, 0, 24, 16, 1024, 0.1, 0.0)
+
+
+def test_faceshq_learns_at_tamings_rate():
+    params = load_params(PRESETS["faceshq-256"])
+    for settings in (params.stage1, params.stage2, params.prior.training):
+        assert settings.learning_rate == pytest.approx(4.5e-6 * settings.batch_size)
+
+
+def test_make_preset_copies_a_valid_preset_and_refuses_another(tmp_path):
+    make = shutil.which("make")
+    if make is None:
+        pytest.skip("make is not installed")
+    text = (PROJECT / "Makefile").read_text()
+    recipe = text[text.index("\npreset:") :].split("\n\n")[0].replace("preset: setup", "preset:")
+    (tmp_path / "Makefile").write_text(f"SHELL := /bin/bash\nexport PYTHONPATH := {PROJECT}\n{recipe}\n")
+    for folder in ("presets", "sources"):
+        shutil.copytree(PROJECT / folder, tmp_path / folder)
+    environment = {"PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin"}
+
+    def run(name):
+        return subprocess.run([make, "preset", f"NAME={name}"], cwd=tmp_path, env=environment, capture_output=True, text=True)
+
+    assert run("smoke").returncode == 0
+    assert (tmp_path / "params.yaml").read_bytes() == PRESETS["smoke"].read_bytes()
+    for name, message in {"no-such": "no presets/no-such.yaml", "faceshq-256": "data/faceshq does not exist"}.items():
+        result = run(name)
+        assert result.returncode != 0
+        assert message in result.stderr + result.stdout
+        assert (tmp_path / "params.yaml").read_bytes() == PRESETS["smoke"].read_bytes()
