@@ -21,12 +21,17 @@ def alternate(first: Callable[[], object], second: Callable[[], object], num_rep
     return ratios
 
 
-def conclude(claim: str, ratios: list[float], *, at_least: float | None = None, at_most: float | None = None) -> int:
-    """Print the median ratio with its range and whether the claim holds; return the exit status."""
+def conclude(what: str, ratios: list[float], claim: str, bound: float) -> int:
+    """Print the median ratio with its range and whether the claim holds; return the exit status.
+
+    Args:
+        what: which ratio it is, and of what.
+        claim: ``"at least"``, ``"at most"`` or ``"more than"``, of ``bound``.
+    """
     ratio = median(ratios)
-    holds = (at_least is None or ratio >= at_least) and (at_most is None or ratio <= at_most)
-    bound = f"at least {at_least}" if at_least is not None else f"at most {at_most}"
-    print(f"{claim}: {ratio:.3f} (median of {len(ratios)}, {min(ratios):.3f} to {max(ratios):.3f}); {bound}: {'holds' if holds else 'FAILS'}")
+    holds = {"at least": ratio >= bound, "at most": ratio <= bound, "more than": ratio > bound}[claim]
+    spread = f"median of {len(ratios)}, {min(ratios):.3f} to {max(ratios):.3f}"
+    print(f"{what}: {ratio:.3f} ({spread}); claim: {claim} {bound}: {'holds' if holds else 'FAILS'}")
     return 0 if holds else 1
 
 

@@ -144,9 +144,7 @@ def test_another_clone_pulls_everything_and_runs_nothing(finished, tmp_path):
 @pytest.fixture(scope="module")
 def killed(finished, tmp_path_factory) -> Clone:
     """The same project in another folder, from scratch; the tests below run its stages in turn, killing them."""
-    clone = finished.copy(tmp_path_factory.mktemp("killed") / "project", with_produced=False)
-    clone.stage("shards")
-    return clone
+    return finished.copy(tmp_path_factory.mktemp("killed") / "project", with_produced=False)
 
 
 def assert_same(killed: Clone, finished: Clone, stage: str, run: str = "/dae-0") -> None:
@@ -181,7 +179,11 @@ def wait_for_checkpoint(clone: Clone, stage: str, process: subprocess.Popen) -> 
     return step
 
 
-def test_shards_repeat(killed, finished):
+def test_shards_killed_resume_to_the_same_bytes(killed, finished):
+    killed.kill_stage("storage.shards.write_encoded_shard", 3, "shards")
+    assert not (killed.folder / "artifacts").exists()
+    killed.stage("shards")
+    assert json.loads((killed.folder / "durations/shards.json").read_text())["resumed"]
     assert_same(killed, finished, "shards", run="")
 
 

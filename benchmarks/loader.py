@@ -1,0 +1,63 @@
+"""Claim: loading random batches from shards on disk reaches 0.9 of the rate at which PIL decodes the same bytes in memory."""
+
+import io
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from webdataset.tariterators import tar_file_iterator
+
+from benchmarks.measure import alternate, conclude
+from benchmarks.setting import open_params, write_faces
+from storage.shards import EXTENSIONS, ShardDataset
+from training.randomness import batch_indices
+
+NUM_IMAGES = {"train": 2000}
+NUM_REPETITIONS = 9
+AT_LEAST = 0.9
+
+
+def read_members(shards: ShardDataset) -> list[bytes]:
+    """The image files of a split in order, read by webdataset and not by what is measured."""
+    files = []
+    for entry, _ in shards.shards:
+        with (shards.folder / entry["name"]).open("rb") as stream:
+            files += [sample["data"] for sample in tar_file_iterator(stream) if sample["fname"].endswith(tuple(EXTENSIONS.values()))]
+    return files
+
+
+def decode(data: bytes) -> np.ndarray:
+    with Image.open(io.BytesIO(data)) as image:
+        return np.asarray(image.convert("RGB"))
+
+
+def main() -> int:
+    params = open_params()
+    with tempfile.TemporaryDirectory() as name:
+        folder = write_faces(Path(name), params, **NUM_IMAGES)
+        shards = ShardDataset(folder, "train")
+        files, size = read_members(shards), params.stage1.batch_size
+        batches = [batch_indices(len(shards), size, params.seed, step) for step in range(len(shards) // size)]
+
+        def load() -> None:
+            for indices in batches:
+                loaded.append(shards.images(indices))
+
+        def bare() -> None:
+            for indices in batches:
+                decoded.append([decode(files[index]) for index in indices])
+
+        loaded, decoded = [], []
+        ratios = alternate(load, bare, NUM_REPETITIONS)
+    expected = torch.from_numpy(np.stack(decoded[-1])).permute(0, 3, 1, 2)
+    if not torch.equal(loaded[-1], expected):
+        print("the loader and PIL do not decode the same pixels")
+        return 1
+    return conclude("loading from shards / bare decoding, images per second", ratios, "at least", AT_LEAST)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

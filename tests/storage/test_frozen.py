@@ -1,0 +1,155 @@
+"""The freeze contract: a frozen encoder is what its hash and probe say, or it is refused."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from errors import PipelineError
+from storage.frozen import encoder_config, load_encoder, load_frozen, save_encoder, save_probe
+from tests.storage.networks import AUTOENCODER, BOTTLENECK, images, networks, write_frozen
+
+
+def refusal(folder, load=load_frozen) -> str:
+    with pytest.raises(PipelineError) as error:
+        load(folder)
+    message = str(error.value)
+    assert str(folder) in message and "\n" not in message and "dvc repro" in message
+    return message
+
+
+def flip_byte(path, position: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[position] ^= 1
+    path.write_bytes(data)
+
+
+def test_frozen_encoder_computes_what_the_trained_one_did(tmp_path):
+    sha256 = write_frozen(tmp_path)
+    frozen, parts = load_frozen(tmp_path), networks()
+    assert frozen.sha256 == sha256 and len(sha256) == 64
+    with torch.no_grad():
+        expected = parts["bottleneck"].encode(parts["encoder"](images(9, seed=5).float() / 127.5 - 1))
+    assert torch.equal(frozen.encode(images(9, seed=5))["tokens"], expected["tokens"])
+    assert frozen.encode(images())["tokens"].shape == (6, 4, 4)
+    assert len(expected["tokens"].unique()) > 1
+    for module in (frozen.encoder, frozen.bottleneck):
+        assert not module.training and not any(parameter.requires_grad for parameter in module.parameters())
+
+
+def test_same_weights_have_the_same_hash_and_bytes(tmp_path):
+    assert write_frozen(tmp_path / "1") == write_frozen(tmp_path / "2")
+    for path in (tmp_path / "1").iterdir():
+        assert path.read_bytes() == (tmp_path / "2" / path.name).read_bytes()
+
+
+def test_other_weights_have_another_hash(tmp_path):
+    assert write_frozen(tmp_path / "1") != write_frozen(tmp_path / "2", seed=1)
+
+
+def test_hash_does_not_know_the_decoder(tmp_path):
+    """Two arms with one encoder and different decoders may share latents."""
+    weak = replace(AUTOENCODER, decoder_channels=4, decoder_dropout=0.9)
+    assert encoder_config(weak, BOTTLENECK) == encoder_config(AUTOENCODER, BOTTLENECK)
+
+
+def test_moving_the_folder_changes_nothing(tmp_path):
+    sha256 = write_frozen(tmp_path / "here")
+    (tmp_path / "here").rename(tmp_path / "there")
+    assert load_frozen(tmp_path / "there").sha256 == sha256
+
+
+@pytest.mark.parametrize("file", ["encoder.safetensors", "bottleneck.safetensors"])
+@pytest.mark.parametrize("load", [load_encoder, load_frozen])
+def test_flipped_bit_is_refused_with_both_hashes(tmp_path, file, load):
+    sha256 = write_frozen(tmp_path)
+    flip_byte(tmp_path / file, -1)
+    message = refusal(tmp_path, load)
+    hashes = [word.strip(";,") for word in message.split() if len(word.strip(";,")) == 16]
+    assert sha256[:16] in hashes and len(set(hashes)) == 2
+
+
+@pytest.mark.parametrize(("key", "value"), [("patch_size", 1), ("latent_channels", 5), ("decoder_dropout", 0.1), ("num_res_blocks", 2)])
+def test_changed_config_is_refused(tmp_path, key, value):
+    write_frozen(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["autoencoder"][key] = value
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    refusal(tmp_path)
+
+
+def test_another_hash_in_the_config_is_refused_with_both(tmp_path):
+    sha256 = write_frozen(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "sha256": "0" * 64}))
+    message = refusal(tmp_path)
+    assert "0" * 16 in message and sha256[:16] in message
+
+
+def test_files_of_two_encoders_do_not_mix(tmp_path):
+    write_frozen(tmp_path / "1")
+    write_frozen(tmp_path / "2", seed=1)
+    (tmp_path / "2/encoder.safetensors").replace(tmp_path / "1/encoder.safetensors")
+    refusal(tmp_path / "1")
+
+
+@pytest.mark.parametrize("file", ["config.json", "encoder.safetensors", "bottleneck.safetensors", "probe.safetensors"])
+@pytest.mark.parametrize("damage", ["missing", "empty", "truncated"])
+def test_damaged_file_is_one_line_that_names_it(tmp_path, file, damage):
+    write_frozen(tmp_path)
+    data = (tmp_path / file).read_bytes()
+    (tmp_path / file).unlink()
+    if damage != "missing":
+        (tmp_path / file).write_bytes(b"" if damage == "empty" else data[: len(data) // 2])
+    assert str(tmp_path / file) in refusal(tmp_path)
+
+
+def test_another_format_is_refused(tmp_path):
+    write_frozen(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "format": "dae-frozen-0"}))
+    assert "format" in refusal(tmp_path)
+
+
+def test_probe_that_encodes_to_other_tokens_is_refused(tmp_path):
+    write_frozen(tmp_path)
+    tokens = load_frozen(tmp_path).encode(images())["tokens"]
+    save_probe(tmp_path, images(), {"tokens": (tokens + 1) % BOTTLENECK["num_codes"]})
+    assert "0.0% of the probe's tokens" in refusal(tmp_path)
+
+
+def test_probe_allows_for_another_machines_rounding(tmp_path):
+    """One position of a hundred on the boundary between two codes is the same encoder; one in ten is not."""
+    write_frozen(tmp_path)
+    many = images(64)
+    tokens = load_frozen(tmp_path).encode(many)["tokens"]
+    for share, refused in ((0.005, False), (0.1, True)):
+        moved = tokens.flatten().clone()
+        moved[: int(share * moved.numel())] += 1
+        save_probe(tmp_path, many, {"tokens": moved.reshape(tokens.shape)})
+        if refused:
+            refusal(tmp_path)
+        else:
+            load_frozen(tmp_path)
+
+
+def test_require_names_both_hashes_and_the_place(tmp_path):
+    frozen = load_frozen_at(tmp_path)
+    frozen.require(frozen.sha256, "metrics/prior/dae-0.json")
+    with pytest.raises(PipelineError) as error:
+        frozen.require("f" * 64, "metrics/prior/dae-0.json")
+    message = str(error.value)
+    assert "metrics/prior/dae-0.json" in message and "f" * 16 in message and frozen.sha256[:16] in message and "\n" not in message
+
+
+def load_frozen_at(folder):
+    write_frozen(folder)
+    return load_frozen(folder)
+
+
+def test_what_stage1_writes_can_be_frozen_only_with_a_probe(tmp_path):
+    parts = networks()
+    save_encoder(tmp_path, encoder_config(AUTOENCODER, BOTTLENECK), parts["encoder"], parts["bottleneck"])
+    load_encoder(tmp_path)
+    assert "probe.safetensors" in refusal(tmp_path)

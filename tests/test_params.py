@@ -1,0 +1,277 @@
+"""params.yaml: every mistake is one line that says where, what and what is allowed; what a stage sees is what it declares."""
+
+import copy
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from errors import PipelineError
+from params import Params, load_params, select_sections
+
+PROJECT = Path(__file__).parent.parent
+FILE = PROJECT / "params.yaml"
+TREE = yaml.safe_load(FILE.read_text())
+REMOVED = object()
+ARM = TREE["arms"]["dae"]
+HALVED = {"arms.dae.stage1.channels_multiplier": 0.5}
+
+
+def changed(changes: dict) -> dict:
+    """The project's parameters with other values at some dotted keys."""
+    tree = copy.deepcopy(TREE)
+    for dotted, value in changes.items():
+        *parents, last = dotted.split(".")
+        node = tree
+        for parent in parents:
+            node = node[parent]
+        key = int(last) if isinstance(node, list) else last
+        if value is REMOVED:
+            del node[key]
+        else:
+            node[key] = value
+    return tree
+
+
+def complaint(tmp_path: Path, text: str) -> str:
+    """What load_params says of a file, without the file's name; it must be one line that starts with it."""
+    path = tmp_path / "some params.yaml"
+    path.write_text(text)
+    with pytest.raises(PipelineError) as error:
+        load_params(path)
+    message = str(error.value)
+    assert message.startswith(f"{path}: ") and "\n" not in message
+    assert "pydantic" not in message.lower() and "instance of" not in message
+    return message.removeprefix(f"{path}: ")
+
+
+def complaint_about(tmp_path: Path, **changes) -> str:
+    return complaint(tmp_path, yaml.safe_dump(changed({key.replace("__", "."): value for key, value in changes.items()})))
+
+
+def test_defaults_load():
+    params = load_params(FILE)
+    assert params.experiment.arms == ["baseline", "dae"]
+    assert params.autoencoder.downsampling == params.autoencoder.patch_size * 2 ** (len(params.autoencoder.channel_multipliers) - 1)
+
+
+@pytest.mark.parametrize("preset", sorted((PROJECT / "presets").glob("*.yaml")), ids=lambda path: path.stem)
+def test_presets_load(preset):
+    load_params(preset)
+
+
+@pytest.mark.parametrize(
+    ("key", "suggestion"),
+    [
+        ("stage1.learning_rat", "did you mean learning_rate?"),
+        ("experimnt", "did you mean experiment?"),
+        ("arms.dae.stage1.dropuot", "did you mean dropout?"),
+        ("arms.dae.stage3", "did you mean stage2?"),
+        ("prior.training.num_stepss", "did you mean num_steps?"),
+        ("stage2.horizontal_flip", "known here: batch_size, learning_rate"),
+        ("zzz", "known here: experiment, dataset"),
+    ],
+)
+def test_unknown_parameter(tmp_path, key, suggestion):
+    message = complaint(tmp_path, yaml.safe_dump(changed({key: 1})))
+    assert message.startswith(f"{key}: unknown parameter; {suggestion}")
+
+
+def test_misspelt_parameter_is_named_before_the_one_it_leaves_missing(tmp_path):
+    message = complaint_about(tmp_path, stage1__learning_rat=0.001, stage1__learning_rate=REMOVED)
+    assert message == "stage1.learning_rat: unknown parameter; did you mean learning_rate? (and 1 more)"
+
+
+@pytest.mark.parametrize("key", ["prior.training.num_steps", "evaluation", "arms.dae.stage2", "arms.dae.stage1.dropout", "experiment.arms"])
+def test_missing_parameter(tmp_path, key):
+    assert complaint(tmp_path, yaml.safe_dump(changed({key: REMOVED}))).startswith(f"{key}: missing parameter")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "allowed"),
+    [
+        ("dataset.image_size", 32.0, "integer"),
+        ("dataset.image_size", True, "integer"),
+        ("dataset.image_size", None, "integer"),
+        ("dataset.image_size", 0, "greater than 0"),
+        ("dataset.source", 3, "string"),
+        ("dataset.source", "", "at least 1 character"),
+        ("dataset.resize_filter", "nearest", "'box', 'bilinear', 'hamming', 'bicubic' or 'lanczos'"),
+        ("dataset.max_skipped_fraction", 1.5, "less than or equal to 1"),
+        ("prior.class_conditional", "yes", "boolean"),
+        ("prior.class_conditional", 1, "boolean"),
+        ("bottleneck.kind", "fsq", "'vq'"),
+        ("bottleneck.num_codes", 1, "greater than or equal to 2"),
+        ("stage1.learning_rate", 0, "greater than 0"),
+        ("stage1.learning_rate", "fast", "number"),
+        ("stage1.learning_rate", float("inf"), "finite"),
+        ("stage1.learning_rate", float("nan"), ""),
+        ("stage1.betas", [0.9], "at least 2 items"),
+        ("stage1.betas.1", 1.0, "less than 1"),
+        ("stage2.warmup_steps", -3, "greater than or equal to 0"),
+        ("autoencoder.channel_multipliers", [], "at least 1 item"),
+        ("autoencoder.channel_multipliers", 4, "list"),
+        ("autoencoder.channel_multipliers.0", 0, "greater than 0"),
+        ("arms.dae.stage1.channels_multiplier", 1.5, "less than or equal to 1"),
+        ("arms.dae.stage2.start", "warm", "'fresh' or 'stage1'"),
+        ("sample.top_p", 1.5, "less than or equal to 1"),
+        ("sample.top_k", 0, "greater than 0"),
+        ("sample.top_k", "ten", "integer"),
+        ("runtime.device", "tpu", "'auto', 'cpu' or 'cuda'"),
+        ("runtime.num_threads", 0, "greater than 0"),
+        ("experiment.seeds", 3, "list"),
+        ("experiment.seeds", [], "at least 1 item"),
+        ("experiment.seeds.0", -1, "greater than or equal to 0"),
+        ("experiment.arms", "dae", "list"),
+        ("reconstruction_loss.discriminator_start", "half", ""),
+        ("reconstruction_loss.discriminator_start", -1, "0"),
+        ("report.title", 5, "string"),
+    ],
+)
+def test_wrong_value(tmp_path, key, value, allowed):
+    message = complaint(tmp_path, yaml.safe_dump(changed({key: value})))
+    assert message.startswith(f"{key}: got {value!r}; ") and allowed in message
+
+
+@pytest.mark.parametrize("key", ["stage1", "arms", "arms.dae", "arms.dae.stage1", "prior.training"])
+@pytest.mark.parametrize("value", [None, 3, [1]])
+def test_section_that_is_no_mapping(tmp_path, key, value):
+    message = complaint(tmp_path, yaml.safe_dump(changed({key: value})))
+    assert message.startswith(f"{key}: got {value!r}; ")
+
+
+def test_fraction_above_1_is_told_that_steps_are_whole(tmp_path):
+    message = complaint_about(tmp_path, reconstruction_loss__discriminator_start=1.5)
+    assert message.startswith("reconstruction_loss.discriminator_start: got 1.5; ")
+    assert "fraction" in message or "less than 1" in message
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "advice"),
+    [
+        ("stage1.learning_rate", "1e-4", "write 0.0001"),
+        ("stage1.betas.1", "9e-1", "write 0.9"),
+        ("prior.training.weight_decay", "'0.1'", "write 0.1"),
+        ("dataset.image_size", "'32'", "write 32 "),
+        ("sample.num_images", "1e3", "write 1000 "),
+        ("experiment.seeds.0", "'0'", "write 0 "),
+    ],
+)
+def test_number_that_yaml_reads_as_text(tmp_path, key, text, advice):
+    """PyYAML takes 1e-4 for a string; the advice must itself be accepted."""
+    value = yaml.safe_load(text)
+    assert isinstance(value, str)
+    message = complaint(tmp_path, yaml.safe_dump(changed({key: value})))
+    assert message.startswith(f"{key}: got {value!r}; ") and "as text" in message
+    assert f"{advice.strip()} " in f"{message.rstrip(')')} ".replace(")", " ")
+    Params.model_validate(changed({key: yaml.safe_load(advice.removeprefix("write "))}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"experiment.arms": ["dae", "dea"]}, ("experiment.arms", "'dea'", "baseline, dae")),
+        ({"experiment.arms": ["dae", "dae"]}, ("experiment", "arms", "['dae', 'dae']")),
+        ({"experiment.seeds": [0, 1, 0]}, ("experiment", "seeds", "[0, 1, 0]")),
+        ({"arms.Bad-Name": ARM}, ("arms.Bad-Name", "^[a-z0-9_]+$")),
+        ({"dataset.image_size": 30}, ("dataset.image_size", "30", "multiple of", "autoencoder.patch_size")),
+        ({"dataset.source": "~/images"}, ("dataset", "source", "~/images", "whole path")),
+        ({"sample.num_images": 10}, ("sample.num_images 10", "evaluation.num_images")),
+        ({"sample.guidance_scale": 2.0}, ("sample.guidance_scale", "prior.class_conditional: true")),
+        ({"prior.num_heads": 3}, ("prior", "width", "num_heads 3")),
+        ({"evaluation.kid_subset_size": 10**6}, ("evaluation", "kid_subset_size 1000000", "num_images")),
+        ({"stage1.accumulate_batches": 3}, ("stage1", "batch_size", "accumulate_batches", "3")),
+        ({"prior.training.num_workers": 3}, ("prior.training", "batch_size", "num_workers", "3")),
+        ({"reconstruction_loss.discriminator_start": 0.95}, ("reconstruction_loss", "discriminator_start", "adversarial_start")),
+        ({"reconstruction_loss.discriminator_start": 3}, ("reconstruction_loss", "both must be steps or both fractions")),
+        ({"arms.dae.stage2": {"num_steps": 0, "start": "fresh"}}, ("arms.dae", "stage2.num_steps is 0", "stage2.start must be stage1")),
+        ({"arms.dae.stage2.start": "stage1", **HALVED}, ("arms.dae", "stage2.start", "channels_multiplier 1.0")),
+        ({"evaluation.num_images": 2000, "sample.num_images": 2000}, ("evaluation.num_images 2000", "dataset.num_validation_images")),
+        ({"autoencoder.attention_resolutions": [5]}, ("autoencoder.attention_resolutions", "5")),
+    ],
+)
+def test_values_that_contradict_each_other(tmp_path, changes, expected):
+    message = complaint(tmp_path, yaml.safe_dump(changed(changes)))
+    assert all(part in message for part in expected)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("stage1: {learning_rate: 0.1", "not valid YAML"),
+        ("stage1:\n\tbatch_size: 3\n", "not valid YAML"),
+        ("", "must hold one mapping of sections"),
+        ("[1, 2]", "must hold one mapping of sections"),
+        ("just text", "must hold one mapping of sections"),
+        (FILE.read_text() + "\nfreeze: {num_probe_images: 3}\n", "freeze"),  # a second time
+        (FILE.read_text() + "\n3: 4\n", "3"),
+    ],
+)
+def test_file_that_holds_something_else(tmp_path, text, expected):
+    assert expected in complaint(tmp_path, text)
+
+
+def test_file_that_is_missing_a_folder_or_not_text(tmp_path):
+    (tmp_path / "image.yaml").write_bytes(b"\x89PNG\xff\xfe")
+    for path in (tmp_path / "absent.yaml", tmp_path, tmp_path / "image.yaml"):
+        with pytest.raises(PipelineError) as error:
+            load_params(path)
+        assert str(error.value).startswith(f"{path}: ") and "\n" not in str(error.value)
+
+
+def test_many_mistakes_are_counted(tmp_path):
+    assert complaint_about(tmp_path, stage1__batch_size=0, prior__width=0, encode__batch_size=0).endswith("(and 2 more)")
+
+
+def sections_within(section: BaseModel) -> list[BaseModel]:
+    found = [section]
+    for value in vars(section).values():
+        nested = value.values() if isinstance(value, dict) else [value]
+        found += [deeper for part in nested if isinstance(part, BaseModel) for deeper in sections_within(part)]
+    return found
+
+
+def test_parameters_cannot_be_changed():
+    for section in sections_within(load_params(FILE)):
+        name = next(iter(vars(section)))
+        with pytest.raises(ValidationError, match="frozen"):
+            setattr(section, name, None)
+
+
+def test_a_stage_sees_the_sections_it_declares_and_no_others():
+    params = load_params(FILE)
+    view = select_sections(params, ("encode", "prior", "arms.{arm}.stage1"), "dae")
+    assert vars(view) == {
+        "runtime": params.runtime,
+        "encode": params.encode,
+        "prior": params.prior,
+        "arm": SimpleNamespace(stage1=params.arms["dae"].stage1),
+    }
+
+
+@pytest.mark.parametrize("arm", ["dea", None])
+def test_an_arm_that_is_not_declared(arm):
+    with pytest.raises(PipelineError) as error:
+        select_sections(load_params(FILE), ("arms.{arm}.stage1",), arm)
+    assert str(arm) in str(error.value) and "baseline, dae" in str(error.value)
+
+
+def check(*arguments: str, cwd: Path = PROJECT) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, "-m", "params", *arguments], cwd=cwd, capture_output=True, text=True)
+
+
+def test_command_says_nothing_when_all_is_right():
+    result = check()
+    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
+
+
+def test_command_names_a_missing_source_and_fails(tmp_path):
+    path = tmp_path / "other.yaml"
+    path.write_text(yaml.safe_dump(changed({"dataset.source": "no/such/folder"})))
+    result = check(str(path))
+    assert result.returncode == 1 and result.stdout == ""
+    assert result.stderr.count("\n") == 1 and "dataset.source: no/such/folder does not exist" in result.stderr
