@@ -69,6 +69,7 @@ class Clone:
 
     def __init__(self, folder: Path):
         self.folder = folder
+        self.started: list[subprocess.Popen] = []
 
     @staticmethod
     def of_working_tree(folder: Path) -> "Clone":
@@ -105,9 +106,10 @@ class Clone:
         """Start a command in a session of its own, with the interpreter of the tests first on the path."""
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         environment = {**os.environ, "PATH": path, "PYTHONDONTWRITEBYTECODE": "", "DVC_NO_ANALYTICS": "1"}
-        return subprocess.Popen(
-            command, cwd=self.folder, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
-        )
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        process = subprocess.Popen(command, cwd=self.folder, env=environment, start_new_session=True, **pipes)
+        self.started.append(process)
+        return process
 
     def run(self, *command: str, expect: int = 0) -> str:
         """Run a command to its end and return what it printed; its exit status must be ``expect``."""

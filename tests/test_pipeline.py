@@ -69,7 +69,7 @@ def test_summary_has_both_arms_and_their_protocol(finished):
 def test_report_is_one_page_that_needs_nothing_else(finished):
     page = (finished.folder / "report/index.html").read_text()
     assert "<html" in page and "data:image/png;base64" in page
-    for fetched in ('src="http', "src='http", "<link", "@import", "<script src", "url(http"):
+    for fetched in ('src="http', "src='http", "<link rel=\"stylesheet", "@import", "<script src", "url(http"):
         assert fetched not in page
 
 
@@ -218,8 +218,8 @@ def test_stage2_killed_resumes_to_the_same_bytes(killed, finished):
     assert_same(killed, finished, "stage2")
 
 
-def processes_of(session: subprocess.Popen) -> dict[int, str]:
-    """Process id -> command line of all that a stage has started and that still runs."""
+def running_in(session: subprocess.Popen) -> dict[int, str]:
+    """Process id -> command line of all that a command has started and that still runs."""
     found = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
@@ -233,7 +233,7 @@ def processes_of(session: subprocess.Popen) -> dict[int, str]:
 
 
 def ray_workers(session: subprocess.Popen) -> list[int]:
-    return [pid for pid, command in processes_of(session).items() if "RayTrainWorker" in command]
+    return [pid for pid, command in running_in(session).items() if "RayTrainWorker" in command]
 
 
 def test_prior_and_its_workers_killed_resume_to_the_same_bytes(killed, finished):
@@ -242,7 +242,6 @@ def test_prior_and_its_workers_killed_resume_to_the_same_bytes(killed, finished)
     process.kill()
     process.wait()
     assert 0 < step < 60
-    orphaned = process
 
     process = killed.start("python", "-m", "tasks.prior", *ARM)
     while not (workers := ray_workers(process)):
@@ -255,7 +254,6 @@ def test_prior_and_its_workers_killed_resume_to_the_same_bytes(killed, finished)
     output, _ = process.communicate()
     assert process.returncode == 0, output
     assert durations(killed, "prior")["resumed"]
-    assert not processes_of(orphaned) and not processes_of(process)
     assert_same(killed, finished, "prior")
 
 
@@ -283,3 +281,11 @@ def test_dvc_killed_leaves_no_lock(finished, tmp_path):
     assert "Running stage 'stage2@dae-0'" in log
     assert durations(clone, "stage2")["resumed"]
     assert json.loads((clone.folder / "metrics/stage2/dae-0.json").read_text())["num_steps"] == 60
+
+
+def test_killed_commands_leave_no_process(killed):
+    """Ray's workers end within seconds of the stage; its last agents notice after about half a minute."""
+    deadline = time.monotonic() + 90
+    while left := [command for process in killed.started for command in running_in(process).values()]:
+        assert time.monotonic() < deadline, left
+        time.sleep(0.5)
