@@ -105,9 +105,9 @@ class Clone:
     def start(self, *command: str) -> subprocess.Popen:
         """Start a command in a session of its own, with the interpreter of the tests first on the path."""
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-        environment = {**os.environ, "PATH": path, "PYTHONDONTWRITEBYTECODE": "", "DVC_NO_ANALYTICS": "1"}
+        settings = {"PATH": path, "DVC_NO_ANALYTICS": "1", "OMP_WAIT_POLICY": "passive"}  # other work may begin at any time
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-        process = subprocess.Popen(command, cwd=self.folder, env=environment, start_new_session=True, **pipes)
+        process = subprocess.Popen(command, cwd=self.folder, env=os.environ | settings, start_new_session=True, **pipes)
         self.started.append(process)
         return process
 
