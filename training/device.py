@@ -10,6 +10,8 @@ from errors import PipelineError
 from params import Runtime
 
 MALLOPT_TRIM_THRESHOLD, MALLOPT_MMAP_THRESHOLD = -1, -3
+KEPT_BYTES = 128 << 20  # freed memory that a process holds on to
+REUSED_BLOCK_BYTES = 64 << 20  # blocks up to this size are reused
 
 
 def prepare_device(runtime: Runtime, num_sharing: int = 1) -> torch.device:
@@ -33,9 +35,9 @@ def prepare_device(runtime: Runtime, num_sharing: int = 1) -> torch.device:
 
 
 def _keep_freed_memory() -> None:
-    """Have glibc reuse large freed blocks: giving each activation back to the kernel costs a page fault per 4 KiB."""
+    """Have glibc reuse freed blocks: giving each activation back to the kernel costs a page fault per 4 KiB."""
     if sys.platform == "linux":
         libc = ctypes.CDLL(None)
         if hasattr(libc, "mallopt"):
-            libc.mallopt(MALLOPT_MMAP_THRESHOLD, 1 << 30)
-            libc.mallopt(MALLOPT_TRIM_THRESHOLD, (1 << 31) - 1)
+            libc.mallopt(MALLOPT_MMAP_THRESHOLD, REUSED_BLOCK_BYTES)
+            libc.mallopt(MALLOPT_TRIM_THRESHOLD, KEPT_BYTES)
