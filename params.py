@@ -30,7 +30,7 @@ StepOrFraction = Annotated[int, Field(ge=0)] | Probability
 class Section(BaseModel):
     """A group of parameters: immutable, no unknown keys, no silent conversions."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class Experiment(Section):
@@ -262,6 +262,15 @@ class Params(Section):
                 f"dataset.image_size {self.dataset.image_size} is not a multiple of {self.autoencoder.downsampling} "
                 "(autoencoder.patch_size x 2 per further channel_multipliers entry)"
             )
+        sides = [self.dataset.image_size // self.autoencoder.patch_size // 2**n for n in range(len(self.autoencoder.channel_multipliers))]
+        for resolution in self.autoencoder.attention_resolutions:
+            if resolution not in sides:
+                raise ValueError(f"autoencoder.attention_resolutions {resolution}: no feature map has that side; there are {sides}")
+        if self.dataset.split == "random" and self.evaluation.num_images > self.dataset.num_validation_images:
+            raise ValueError(
+                f"evaluation.num_images {self.evaluation.num_images} is more than dataset.num_validation_images "
+                f"{self.dataset.num_validation_images}"
+            )
         if self.sample.num_images < self.evaluation.num_images:
             raise ValueError(
                 f"sample.num_images {self.sample.num_images} is less than evaluation.num_images {self.evaluation.num_images}"
@@ -278,9 +287,11 @@ def load_params(path: Path) -> Params:
         PipelineError: naming the file, the dotted key, the value found and what is allowed.
     """
     try:
-        tree = yaml.safe_load(path.read_text())
+        tree = yaml.load(path.read_text(), _UniqueKeyLoader)
     except FileNotFoundError:
         raise PipelineError(f"{path}: no such file; run from the project's folder, or copy a preset there") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise PipelineError(f"{path}: not a readable text file ({type(error).__name__}); name a YAML file of parameters") from None
     except yaml.YAMLError as error:
         raise PipelineError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(tree, dict):
@@ -289,6 +300,17 @@ def load_params(path: Path) -> Params:
         return Params.model_validate(tree)
     except ValidationError as error:
         raise PipelineError(f"{path}: {_explain(error, tree)}") from None
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """YAML that refuses a key given twice, of which the last would silently win."""
+
+    def construct_mapping(self, node, deep=False):
+        keys = [self.construct_object(key, deep=deep) for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(None, None, f"{key} is given twice", node.start_mark)
+        return super().construct_mapping(node, deep)
 
 
 def select_sections(params: Params, sections: tuple[str, ...], arm: str | None) -> SimpleNamespace:
@@ -321,9 +343,15 @@ def _explain(error: ValidationError, tree: dict) -> str:
         dotted = ".".join(str(part) for part in first["loc"])
         message = "missing parameter; presets/ and git history hold its default"
     elif first["type"] != "value_error":
-        message = f"got {first['input']!r}; {message}"
-        if isinstance(first["input"], str) and _is_number(first["input"]):
-            message += f" (YAML reads {first['input']} as text: write {float(first['input'])!r} or 1.0e-4)"
+        found = first["input"]
+        if first["type"] == "model_type":
+            message = "must be a section: indented lines of key: value"
+        elif isinstance(found, float) and first["type"] == "int_type" and len(error.errors()) > 1:
+            message = "must be a step (a whole number) or a fraction less than 1"
+        message = f"got {found!r}; {message}"
+        if isinstance(found, str) and _is_number(found):
+            number = int(float(found)) if first["type"] == "int_type" else float(found)
+            message += f" (YAML reads {found} as text: write {number!r} )".replace(" )", ")")
     more = len(error.errors()) - 1
     return (f"{dotted}: " if dotted else "") + message + (f" (and {more} more)" if more else "")
 

@@ -111,7 +111,6 @@ def execute(stage: Stage, params: Params, arm: str | None, seed: int, root: Path
             raise PipelineError(f"{path}: input {name!r} does not exist; {hint}")
 
     scratch = _open_scratch(stage, view, inputs, run_name, root)
-    resumed = any(scratch.folder.iterdir())
     staging = scratch.folder / "outputs"
     shutil.rmtree(staging, ignore_errors=True)
     targets = {kind: root / template.format(run=run_name) for kind, template in stage.output_templates().items()}
@@ -119,23 +118,52 @@ def execute(stage: Stage, params: Params, arm: str | None, seed: int, root: Path
     staged["artifact"].mkdir(parents=True)
     state = scratch.folder / "state"
     state.mkdir(exist_ok=True)
+    resumed = any(state.iterdir())
 
     outputs = SimpleNamespace(artifact=staged["artifact"], curves=staged.get("curves"), scratch=state)
     metrics = stage.run(view, SimpleNamespace(**inputs), outputs) or {}
     if stage.has_records:
         write_json(staged["metrics"], metrics)
         write_json(staged["durations"], _durations(started, resumed, staged["artifact"], root))
-    for kind, target in targets.items():
-        _publish(staged[kind], target)
+    _publish({staged[kind]: target for kind, target in targets.items()})
     scratch.discard()
     return metrics
 
 
-def _publish(staged: Path, target: Path) -> None:
-    if target.is_dir():
-        shutil.rmtree(target)
+def _publish(outputs: dict[Path, Path]) -> None:
+    """Move finished outputs into place: first all of them onto the targets' disk, so that a full one changes nothing there."""
+    incoming = {target.with_name(f".{target.name}.incoming"): target for target in outputs.values()}
+    try:
+        for staged, beside in zip(outputs, incoming, strict=True):
+            _delete(beside)
+            _move(staged, beside)
+    except OSError:
+        for beside in incoming:
+            _delete(beside)
+        raise
+    for beside, target in incoming.items():
+        _delete(target)
+        beside.rename(target)
+
+
+def _move(source: Path, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
-    shutil.move(staged, target)
+    try:
+        source.rename(target)
+    except OSError as error:
+        if error.errno != errno.EXDEV:  # the scratch folder may be on another disk
+            raise
+        for file in [source] if source.is_file() else sorted(path for path in source.rglob("*") if path.is_file()):
+            copy = target / file.relative_to(source) if source.is_dir() else target
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, copy)
+
+
+def _delete(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)

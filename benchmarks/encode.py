@@ -16,8 +16,8 @@ from storage.shards import ShardDataset
 from tasks import encode
 from training.device import prepare_device
 
-NUM_IMAGES = {"train": 4000, "validation": 1000}
-NUM_REPETITIONS = 7
+NUM_IMAGES = {"train": 1500, "validation": 500}
+NUM_REPETITIONS = 9
 AT_LEAST = 0.9
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from errors import PipelineError
-from storage.files import MANIFEST, read_json, sha256_bytes, write_atomic, write_json
+from storage.files import MANIFEST, read_json, sha256_bytes, sha256_file, write_atomic, write_json
 
 FORMAT = "dae-latents-1"
 
@@ -114,6 +114,9 @@ class LatentDataset:
             raise PipelineError(f"{folder}: no split {split!r}; it has: {', '.join(manifest['splits'])}")
         self.files = manifest["splits"][split]["files"]
         self._open()
+        for entry in self.files:
+            if sha256_file(folder / entry["name"]) != entry["sha256"]:
+                raise PipelineError(f"{folder / entry['name']}: damaged latents; delete the folder and run dvc repro encode")
 
     def _open(self) -> None:
         self.keys: list[str] = []

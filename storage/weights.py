@@ -5,16 +5,16 @@ import json
 from pathlib import Path
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from errors import PipelineError
+from storage.files import write_atomic
 
 
 def save_weights(path: Path, state: dict[str, Tensor]) -> None:
     """Write tensors as safetensors; the same tensors give the same bytes."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in sorted(state.items())}, path)
+    write_atomic(path, save({name: tensor.detach().cpu().contiguous() for name, tensor in sorted(state.items())}))
 
 
 def load_weights(path: Path) -> dict[str, Tensor]:
@@ -40,7 +40,8 @@ def load_into(module: nn.Module, path: Path) -> nn.Module:
     try:
         module.load_state_dict(load_weights(path))
     except RuntimeError as error:
-        raise PipelineError(f"{path}: weights do not fit their config: {' '.join(str(error).split())[:300]}") from None
+        what = " ".join(str(error).split())[:200]
+        raise PipelineError(f"{path}: weights do not fit their config ({what}); delete the folder and run dvc repro to remake it") from None
     return module.eval().requires_grad_(False)
 
 

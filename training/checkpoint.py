@@ -15,7 +15,12 @@ def save_checkpoint(folder: Path, state: dict) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     temporary = folder / (FILE_NAME + ".tmp")
     with temporary.open("wb") as file:
-        torch.save(state, file)
+        try:
+            torch.save(state, file)
+        except RuntimeError as error:  # torch hides what went wrong with the file
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, folder / FILE_NAME)
