@@ -10,6 +10,8 @@ import yaml
 
 PROJECT = Path(__file__).parent.parent
 GIT = ("git", "-c", "user.name=test", "-c", "user.email=test@localhost")
+PER_ARM = ("stage1", "freeze", "encode", "stage2", "prior", "sample", "evaluate")
+NUM_STAGES = 3 + 2 * len(PER_ARM)
 PRODUCED = ("artifacts", "metrics", "durations", "curves", "report")
 RECIPE = "recipe: avatars\nnum_images: 260\nseed: 0\ndraw_size: 32\n"
 

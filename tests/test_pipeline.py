@@ -15,24 +15,12 @@ import pytest
 import torch
 import yaml
 
-from tests.clone import PRODUCED, Clone
+from tests.clone import NUM_STAGES, PER_ARM, PRODUCED, Clone
 
 pytestmark = pytest.mark.timeout(900)
 
 ARM = ("--arm", "dae", "--seed", "0")
-PER_ARM = ("stage1", "freeze", "encode", "stage2", "prior", "sample", "evaluate")
-NUM_STAGES = 3 + 2 * len(PER_ARM)
 WITHOUT_DURATIONS = ("artifacts", "metrics", "curves")
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory) -> Clone:
-    """A copy of the project after ``dvc repro``, committed."""
-    clone = Clone.of_working_tree(tmp_path_factory.mktemp("finished"))
-    log = clone.dvc("repro")
-    assert log.count("Running stage") == NUM_STAGES
-    clone.commit("reproduced")
-    return clone
 
 
 def test_every_output_exists(finished):

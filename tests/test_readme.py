@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from params import Params
-from tests.clone import PROJECT, Clone
+from tests.clone import PROJECT
 
 pytestmark = pytest.mark.timeout(900)
 README = (PROJECT / "README.md").read_text()
@@ -29,23 +29,14 @@ def documented_commands() -> list[str]:
 COMMANDS = [command for command in documented_commands() if not command.startswith(RUN_ELSEWHERE)]
 
 
-@pytest.fixture(scope="module")
-def clone(tmp_path_factory) -> Clone:
-    made = Clone.of_working_tree(tmp_path_factory.mktemp("readme"))
-    made.change_params({"prior": {"training": {"num_workers": 0}}, "arms": {"baseline": {"stage1": {"num_steps": 4}}}})
-    made.dvc("repro")
-    made.commit("reproduced")
-    return made
-
-
 def test_the_readme_names_commands():
     assert "dvc repro --single-item --force prior@dae-0" in COMMANDS and len(COMMANDS) > 8
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_documented_command_runs(clone, command):
-    clone.run("bash", "-c", command.replace("make ", "make -o setup "))  # the environment is there
-    clone.run("git", "checkout", "--quiet", "params.yaml")
+def test_documented_command_runs(finished, command):
+    finished.run("bash", "-c", command.replace("make ", "make -o setup "))  # the environment is there
+    finished.run("git", "checkout", "--quiet", "params.yaml")
 
 
 @pytest.mark.parametrize("target", sorted(set(re.findall(r"\bmake ([a-z-]+)", README))))

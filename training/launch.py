@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import threading
 from collections.abc import Callable
 from contextlib import contextmanager
@@ -82,6 +84,8 @@ def _train_on_ray(build, params, inputs, optimization, num_steps, folder, descri
             try:
                 trainer.fit()
             except TrainingFailedError as error:
+                if f"[Errno {errno.ENOSPC}]" in str(error):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder)) from None
                 line = " ".join(str(error).split())[:500]
                 raise PipelineError(f"Ray Train gave up after {MAX_WORKER_FAILURES} restarts: {line}; run it again to resume") from error
     if (folder / ERROR_FILE).exists():

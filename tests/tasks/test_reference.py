@@ -38,7 +38,7 @@ def metrics(root):
 
 @pytest.fixture
 def extractor():
-    return build_extractor("efficientnet-lite0", None, 64, torch.device("cpu"))
+    return build_extractor("efficientnet-lite0", None, PARAMS.evaluation.input_size, torch.device("cpu"))
 
 
 def test_features_are_those_of_validation_images_from_the_whole_split(root, metrics, extractor):
