@@ -1,5 +1,6 @@
 """Encode: the frozen encoder over every shard, one Arrow file per shard. A killed run keeps the files it finished."""
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -49,7 +50,8 @@ def encode_shard(folders: tuple[Path, Path, Path], split: str, index: int, batch
     device = prepare_device(runtime, max(1, runtime.num_ray_tasks))
     frozen = load_frozen(frozen_folder).to(device)
     batches = [range(start, min(start + batch_size, rows.stop)) for start in range(rows.start, rows.stop, batch_size)]
-    tokens = torch.cat([frozen.encode(dataset.images(batch).to(device))["tokens"].cpu() for batch in batches])
+    with ThreadPoolExecutor(1) as reader:  # decodes the next images while these are encoded
+        tokens = torch.cat([frozen.encode(images.to(device))["tokens"].cpu() for images in reader.map(dataset.images, batches)])
     size = frozen.autoencoder_config.latent_size
     spec = LatentSpec((size, size), frozen.bottleneck.num_codes, frozen.sha256, entry["name"], entry["sha256"])
     file = write_latents(target, spec, dataset.keys[rows.start : rows.stop], dataset.labels[rows.start : rows.stop], tokens)
