@@ -70,6 +70,6 @@ def test_two_ray_workers_learn_what_one_process_learns(tmp_path, inputs):
 
 def test_divergence_on_ray_workers_arrives_as_one_line(tmp_path, inputs):
     params = settings(prior__training__num_workers=1, prior__training__learning_rate=1e30, prior__training__gradient_clip_norm=1e30)
-    with pytest.raises(PipelineError, match=r"steps in a row were not finite \(nll"):
+    with pytest.raises(PipelineError, match="5 steps in a row were not finite"):
         train(PriorObjective, params, inputs, params.prior.training, 30, tmp_path / "run", "test")
     assert not list((tmp_path / "run").glob("error.json"))
