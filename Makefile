@@ -31,7 +31,7 @@ test: setup ## run all tests
 	python -m pytest
 
 bench: setup ## measure every claim of speed, each as a ratio within one run
-	@for script in encode stage2 sampling loader evaluation; do python -m benchmarks.$$script || exit 1; done
+	@failed=0; for script in encode stage2 sampling loader evaluation; do python -m benchmarks.$$script || failed=1; done; exit $$failed
 
 lint: setup ## check style
 	ruff check .
