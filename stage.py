@@ -23,6 +23,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
+from typing import IO
 
 from errors import PipelineError
 from params import Params, load_params, select_sections
@@ -171,7 +172,7 @@ class Scratch:
     """A locked folder for the resumable state of one stage with exactly these inputs, parameters and code."""
 
     folder: Path
-    lock: object
+    lock: IO
 
     def discard(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)
@@ -191,18 +192,30 @@ def _open_scratch(stage: Stage, view: SimpleNamespace, inputs: dict[str, Path], 
     folder = base / key
     folder.mkdir(parents=True, exist_ok=True)
     _delete_stale(base, keep=folder)
-    lock = (base / f"{key}.lock").open("w")
+    lock = _lock(folder)
+    if lock is None:
+        raise PipelineError(f"another process is running {stage.name} {run_name} with the same inputs; wait for it or end it")
+    return Scratch(folder, lock)
+
+
+def _lock(folder: Path) -> IO | None:
+    """Lock a scratch folder until the file is closed or this process ends; None when another process has it."""
+    lock = folder.with_suffix(".lock").open("w")
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise PipelineError(f"another process is running {stage.name} {run_name} with the same inputs; wait for it or end it") from None
-    return Scratch(folder, lock)
+        lock.close()
+        return None
+    return lock
 
 
 def _delete_stale(base: Path, keep: Path) -> None:
     for entry in base.iterdir():
         if entry.is_dir() and entry != keep and time.time() - entry.stat().st_mtime > SCRATCH_KEPT_SECONDS:
-            shutil.rmtree(entry, ignore_errors=True)
+            lock = _lock(entry)
+            if lock:  # else a run so long is still at it
+                shutil.rmtree(entry, ignore_errors=True)
+                lock.close()
 
 
 def _loaded_code() -> dict[str, str]:

@@ -27,7 +27,7 @@ def main() -> int:
         folder, numbers = Path(name), count()
         shards = write_faces(folder / "shards", params, **NUM_IMAGES)
         inputs = SimpleNamespace(shards=shards, freeze=write_frozen(folder / "freeze", shards, params))
-        frozen = load_frozen(inputs.freeze).to(prepare_device(params.runtime))
+        frozen = load_frozen(inputs.freeze)
         images = torch.cat([(split := ShardDataset(shards, name)).images(range(len(split))) for name in NUM_IMAGES])
         batches = images.split(params.encode.batch_size)
 
@@ -38,6 +38,7 @@ def main() -> int:
             shutil.rmtree(target)
 
         def bare() -> None:
+            frozen.to(prepare_device(params.runtime))
             for batch in batches:
                 frozen.encode(batch)
 

@@ -1,4 +1,4 @@
-"""Claim: loading random batches from shards on disk reaches 0.9 of the rate at which PIL decodes the same bytes in memory."""
+"""Claim: loading random batches from shards on disk reaches 0.8 of the rate at which OpenCV decodes the same bytes in memory."""
 
 import io
 import sys
@@ -12,12 +12,13 @@ from webdataset.tariterators import tar_file_iterator
 
 from benchmarks.measure import alternate, conclude
 from benchmarks.setting import open_params, write_faces
+from storage.encoding import decode_image
 from storage.shards import EXTENSIONS, ShardDataset
 from training.randomness import batch_indices
 
 NUM_IMAGES = {"train": 2000}
 NUM_REPETITIONS = 9
-AT_LEAST = 0.9
+AT_LEAST = 0.8
 
 
 def read_members(shards: ShardDataset) -> list[bytes]:
@@ -29,7 +30,7 @@ def read_members(shards: ShardDataset) -> list[bytes]:
     return files
 
 
-def decode(data: bytes) -> np.ndarray:
+def decode_with_pil(data: bytes) -> np.ndarray:
     with Image.open(io.BytesIO(data)) as image:
         return np.asarray(image.convert("RGB"))
 
@@ -48,11 +49,11 @@ def main() -> int:
 
         def bare() -> None:
             for indices in batches:
-                decoded.append([decode(files[index]) for index in indices])
+                decoded.append([decode_image(files[index]) for index in indices])
 
         loaded, decoded = [], []
         ratios = alternate(load, bare, NUM_REPETITIONS)
-    expected = torch.from_numpy(np.stack(decoded[-1])).permute(0, 3, 1, 2)
+    expected = torch.from_numpy(np.stack([decode_with_pil(files[index]) for index in batches[-1]])).permute(0, 3, 1, 2)
     if not torch.equal(loaded[-1], expected):
         print("the loader and PIL do not decode the same pixels")
         return 1

@@ -24,6 +24,8 @@ MIN_PROBE_AGREEMENT = 0.99
 class Frozen:
     """A frozen encoder and bottleneck, ready for inference.
 
+    It pickles as its folder: whoever unpickles it, a Ray task on another node, checks hash and probe there.
+
     Attributes:
         config: rebuilds both, as read from config.json.
         sha256: identifies config and weights.
@@ -33,6 +35,10 @@ class Frozen:
     bottleneck: nn.Module
     config: dict
     sha256: str
+    folder: Path
+
+    def __reduce__(self) -> tuple:
+        return load_frozen, (self.folder,)
 
     @property
     def autoencoder_config(self) -> AutoencoderConfig:
@@ -101,7 +107,7 @@ def load_encoder(folder: Path) -> Frozen:
     encoder = load_into(Encoder(AutoencoderConfig(**config["autoencoder"])), folder / "encoder.safetensors")
     bottleneck = load_into(build_bottleneck(config["bottleneck"]), folder / "bottleneck.safetensors")
     actual = frozen_sha256(config, encoder, bottleneck)
-    frozen = Frozen(encoder, bottleneck, config, actual)
+    frozen = Frozen(encoder, bottleneck, config, actual, Path(folder).resolve())
     frozen.require(recorded, f"{folder}: config.json says its weights' hash; what they hold")
     return frozen
 

@@ -6,22 +6,19 @@ The same samples make the same bytes: fixed owner, mode, modification time, memb
 
 from __future__ import annotations
 
-import io
 import mmap
 import os
 import re
-from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import JpegImagePlugin, PngImagePlugin, WebPImagePlugin
 from torch.utils.data import Dataset
 from webdataset.writer import TarWriter
 
 from errors import PipelineError
-from storage.encoding import encode_image
+from storage.encoding import decode_image, encode_image
 from storage.files import MANIFEST, read_json, sha256_file, write_json
 
 FORMAT = "dae-shards-1"
@@ -31,12 +28,6 @@ TAR_BLOCK = 512
 KEY_PATTERN = re.compile(r"[A-Za-z0-9_+,=-]+")  # no dot (webdataset ends the key there) and no slash
 
 EXTENSIONS = {"png": "png", "webp": "webp", "jpeg": "jpg"}
-# The plug-ins themselves: Image.open would try every format it knows, which takes as long as decoding a small image.
-DECODERS = {
-    "png": PngImagePlugin.PngImageFile,
-    "webp": WebPImagePlugin.WebPImageFile,
-    "jpg": JpegImagePlugin.JpegImageFile,
-}
 
 
 def write_shard(path: Path, samples: Iterable[tuple[str, np.ndarray, int | None]], image_format: str) -> dict:
@@ -107,6 +98,9 @@ class ShardDataset(Dataset):
     Member positions are read once; images are read and decoded on demand. Holds no open files, so it may be
     pickled or forked into loader processes.
 
+    Args:
+        only: the name of one of the split's shards, to read no other.
+
     Attributes:
         keys, labels: of every image, in order.
         num_classes: 0 without labels.
@@ -116,7 +110,7 @@ class ShardDataset(Dataset):
         PipelineError: naming the shard, when it is missing or not what the manifest says, here or on reading.
     """
 
-    def __init__(self, folder: Path, split: str):
+    def __init__(self, folder: Path, split: str, only: str | None = None):
         self.folder = Path(folder)
         self.manifest = read_manifest(self.folder)
         if split not in self.manifest["splits"]:
@@ -127,16 +121,18 @@ class ShardDataset(Dataset):
         self.labels: list[int] = []
         self.shards: list[tuple[dict, range]] = []
         self._extension = EXTENSIONS[self.manifest["image_format"]]
-        self._decode = DECODERS[self._extension]
         positions = []
         for entry in self.manifest["splits"][split]["shards"]:
+            if only not in (None, entry["name"]):
+                continue
             keys, labels, shard_positions = self._index(entry)
             self.shards.append((entry, range(len(self.keys), len(self.keys) + len(keys))))
             self.keys += keys
             self.labels += labels
             positions += shard_positions
         self._positions = np.array(positions, dtype=np.int64).reshape(-1, 2)  # byte offset and size of every image
-        self._starts = [indices.start for _, indices in self.shards]
+        lengths = np.array([len(indices) for _, indices in self.shards], dtype=np.int64)
+        self._shard_numbers = np.repeat(np.arange(len(lengths), dtype=np.int32), lengths)
         self._paths = [str(self.folder / entry["name"]) for entry, _ in self.shards]
 
     def __len__(self) -> int:
@@ -145,32 +141,29 @@ class ShardDataset(Dataset):
     def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
         return self.images([index])[0], self.labels[index]
 
-    def images(self, indices: Iterable[int]) -> torch.Tensor:
-        """Read and decode images: uint8 (B, 3, H, W)."""
-        every = range(len(self))
-        indices = [every[int(index)] for index in indices]  # negative ones count from the end; beyond it: IndexError
+    def images(self, indices: Sequence[int]) -> torch.Tensor:
+        """Read and decode images: uint8 (B, 3, H, W). Indices are those of a list: -1 is the last image."""
+        indices = np.asarray(indices, dtype=np.int64)
+        where = zip(indices.tolist(), self._shard_numbers[indices].tolist(), self._positions[indices].tolist(), strict=True)
         pixels = np.empty((len(indices), self.image_size, self.image_size, 3), dtype=np.uint8)
-        for row, index in enumerate(indices):
-            pixels[row] = self._pixels(index)
-        return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()  # (B, 3, H, W)
+        for row, (index, shard, (offset, size)) in enumerate(where):
+            pixels[row] = self._pixels(self.keys[index], self._paths[shard], offset, size)
+        return torch.from_numpy(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)))  # (B, 3, H, W)
 
-    def _pixels(self, index: int) -> np.ndarray:
-        path = self._paths[bisect_right(self._starts, index) - 1]
-        offset, size = self._positions[index].tolist()
+    def _pixels(self, key: str, path: str, offset: int, size: int) -> np.ndarray:
         try:
             descriptor = os.open(path, os.O_RDONLY)
             try:
                 data = os.pread(descriptor, size, offset)
             finally:
                 os.close(descriptor)
-            image = self._decode(io.BytesIO(data))
-            image_bytes = image.tobytes()
-        except (OSError, SyntaxError, ValueError) as error:  # PIL raises any of these on damaged bytes
-            raise self._damaged(path, f"{self.keys[index]} cannot be read: {error}") from None
-        side = self.image_size
-        if image.mode != "RGB" or image.size != (side, side):
-            raise self._damaged(path, f"{self.keys[index]} is {image.mode} of {image.size} pixels, expected RGB of {(side, side)}")
-        return np.frombuffer(image_bytes, dtype=np.uint8).reshape(side, side, 3)
+            pixels = decode_image(data)
+        except (OSError, ValueError) as error:
+            raise self._damaged(path, f"{key} cannot be read: {error}") from None
+        if pixels.shape[:2] != (self.image_size, self.image_size):
+            height, width, _ = pixels.shape
+            raise self._damaged(path, f"{key} is {width}x{height} pixels, expected {self.image_size}x{self.image_size}")
+        return pixels
 
     def _index(self, entry: dict) -> tuple[list[str], list[int], list[tuple[int, int]]]:
         """Keys, labels and (offset, size) of the images of one shard."""

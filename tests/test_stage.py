@@ -1,6 +1,7 @@
 """What stage.py promises of every stage: outputs appear whole or not at all, killed work is kept and never mixed up, mistakes
 are one line."""
 
+import fcntl
 import importlib.util
 import json
 import os
@@ -107,6 +108,17 @@ def test_run_replaces_previous_outputs_altogether(root):
     (root / "artifacts/toy/stale.txt").write_text("of another version")
     execute(toy(write("new")), PARAMS, None, 0, root)
     assert sorted(path.name for path in (root / "artifacts/toy").rglob("*")) == ["file.txt", "part"]
+
+
+def test_old_scratch_goes_unless_its_run_is_still_at_it(root):
+    base = root / ".scratch/toy/toy"
+    for name in ("abandoned", "running"):
+        (base / name).mkdir(parents=True)
+        os.utime(base / name, (0, 0))
+    with (base / "running.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        execute(toy(write("new")), PARAMS, None, 0, root)
+    assert [path.name for path in base.iterdir() if path.is_dir()] == ["running"]
 
 
 def test_staged_outputs_of_a_failed_run_are_not_published(root):

@@ -65,6 +65,7 @@ def _train_on_ray(build, params, inputs, optimization, num_steps, folder, descri
 
         device = prepare_device(params.runtime, optimization.num_workers)
         folder = folder.resolve()
+        (folder / ERROR_FILE).unlink(missing_ok=True)
         config = {
             "build": build,
             "params": params,
@@ -97,13 +98,15 @@ def _train_on_ray(build, params, inputs, optimization, num_steps, folder, descri
 def _work(config: dict) -> None:
     """What each Ray Train worker runs; state is exchanged through the checkpoint folder alone.
 
-    A PipelineError strikes all workers at the same step (their gradients are equal), so each returns, the first one
-    leaving a note: raising it would only have Ray start them all over.
+    A worker that meets a PipelineError leaves a note and returns: raising it would have Ray start all of them again,
+    for nothing. Others, should they then fail for want of that worker, are started again and find the note.
     """
     import ray.train
 
     rank, num_workers = ray.train.get_context().get_world_rank(), ray.train.get_context().get_world_size()
     params, folder = config["params"], config["folder"]
+    if (folder / ERROR_FILE).exists():
+        return
     device = prepare_device(params.runtime, num_workers)
     if device.type == "cuda":
         device = ray.train.torch.get_device()
@@ -116,8 +119,7 @@ def _work(config: dict) -> None:
         objective = config["build"](params, config["inputs"], device)
         Trainer(objective, config["optimization"], config["num_steps"], params.seed, params.runtime, folder, device, on_step).run()
     except PipelineError as error:
-        if rank == 0:
-            write_json(folder / ERROR_FILE, {"message": str(error)})
+        write_json(folder / ERROR_FILE, {"message": str(error)})
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """The freeze contract: a frozen encoder is what its hash and probe say, or it is refused."""
 
 import json
+import pickle
 from dataclasses import replace
 
 import pytest
@@ -132,6 +133,16 @@ def test_probe_allows_for_another_machines_rounding(tmp_path):
             refusal(tmp_path)
         else:
             load_frozen(tmp_path)
+
+
+def test_pickled_frozen_is_checked_again_where_it_is_unpickled(tmp_path):
+    """Ray hands it to tasks on other nodes."""
+    data = pickle.dumps(load_frozen_at(tmp_path))
+    assert torch.equal(pickle.loads(data).encode(images())["tokens"], load_frozen(tmp_path).encode(images())["tokens"])
+    tokens = load_frozen(tmp_path).encode(images())["tokens"]
+    save_probe(tmp_path, images(), {"tokens": (tokens + 1) % BOTTLENECK["num_codes"]})
+    with pytest.raises(PipelineError, match="probe's tokens"):
+        pickle.loads(data)
 
 
 def test_require_names_both_hashes_and_the_place(tmp_path):

@@ -187,10 +187,32 @@ def test_damaged_image_is_named_when_it_is_read(tmp_path):
     one_line(error)
 
 
+def test_a_flipped_bit_never_gives_other_pixels(tmp_path):
+    path = write(tmp_path) / "train-000000.tar"
+    data, expected = path.read_bytes(), ShardDataset(tmp_path, "train").images([2])
+    start, end = data.index(b"\x89PNG", data.index(b"image-0002.png")), data.index(b"IEND", data.index(b"image-0002.png"))
+    refused = 0
+    for position in range(start, end):
+        path.write_bytes(data[:position] + bytes([data[position] ^ 1 << position % 8]) + data[position + 1 :])
+        try:
+            assert torch.equal(ShardDataset(tmp_path, "train").images([2]), expected), position
+        except PipelineError:
+            refused += 1
+    assert refused > 0.9 * (end - start)
+
+
+def test_only_one_shard_is_read_where_one_is_asked_for(tmp_path):
+    whole = ShardDataset(write(tmp_path), "train")
+    (tmp_path / "train-000000.tar").unlink()
+    part = ShardDataset(tmp_path, "train", only="train-000001.tar")
+    assert part.keys == whole.keys[5:] and part.shards == [(whole.shards[1][0], range(3))]
+    assert torch.equal(part.images(range(3)), whole.images(range(5, 8)))
+
+
 def test_image_of_another_size_is_named(tmp_path):
     entry = write_shard(tmp_path / "train-000000.tar", samples(0, 1), "png")
     write_manifest(tmp_path, {"train": [entry]}, 16, "png", CLASSES)
-    with pytest.raises(PipelineError, match=r"image-0000 is RGB of \(8, 8\) pixels"):
+    with pytest.raises(PipelineError, match=r"image-0000 is 8x8 pixels, expected 16x16"):
         ShardDataset(tmp_path, "train")[0]
 
 
