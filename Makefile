@@ -22,7 +22,8 @@ $(BIN)/.installed: requirements.txt
 	$(BIN)/uv pip install --quiet --compile-bytecode --require-hashes --python $(BIN)/python -r requirements.txt
 	@touch $@
 
-run: setup ## reproduce the whole pipeline; only what changed runs
+NAME ?= $(PRESET)
+run: setup $(if $(PRESET),preset) ## reproduce the whole pipeline; only what changed runs (PRESET=faces-dit: with that preset)
 	@python -m params
 	dvc repro
 	@echo 'report: $(CURDIR)/report/index.html'
@@ -31,7 +32,7 @@ test: setup ## run all tests
 	python -m pytest
 
 bench: setup ## measure every claim of speed, each as a ratio within one run
-	@failed=0; for script in encode stage2 sampling loader evaluation; do python -m benchmarks.$$script || failed=1; done; exit $$failed
+	@failed=0; for script in encode stage2 sampling transformer_sampling dit_step dit_sampling loader evaluation; do python -m benchmarks.$$script || failed=1; done; exit $$failed
 
 lint: setup ## check style
 	ruff check .
@@ -42,9 +43,11 @@ status: setup ## say what would run, and why
 clean-scratch: ## forget the state of killed stages; they start over
 	rm -rf .scratch
 
-preset: setup ## make a preset the parameters: make preset NAME=cifar10
+preset: setup ## make a preset the parameters: make preset NAME=cifar10; refuses to overwrite edits of yours
 	@test -f presets/$(NAME).yaml || { echo "error: no presets/$(NAME).yaml; there are: $$(ls presets | sed 's/.yaml//' | tr '\n' ' ')"; exit 1; }
 	@python -m params presets/$(NAME).yaml
+	@for known in presets/*.yaml <(git show HEAD:./params.yaml 2>/dev/null); do [ ! -e params.yaml ] || cmp -s params.yaml $$known && exit 0; done; \
+	  echo "error: params.yaml has edits that neither git nor presets/ holds: keep them (git commit params.yaml, or cp params.yaml presets/mine.yaml) or drop them (git checkout params.yaml)"; exit 1
 	cp presets/$(NAME).yaml params.yaml
 
 lock: ## resolve requirements.in into requirements.txt

@@ -8,7 +8,7 @@ from benchmarks.measure import alternate, conclude
 from benchmarks.setting import open_params
 from models.transformer import Transformer, TransformerConfig, filter_logits, generate, pick_tokens
 from training.device import prepare_device
-from training.randomness import uniform_rows
+from training.randomness import RowRandomness
 
 LATENT_SIZE = 16  # 256 tokens, as at 256 pixels
 BATCH_SIZE = 8
@@ -35,11 +35,12 @@ def main() -> int:
     torch.manual_seed(0)
     model = Transformer(config).eval()
     labels = torch.full((BATCH_SIZE,), model.no_class)
-    noise = uniform_rows(config.num_tokens, range(BATCH_SIZE), params.seed)
+    rows = range(BATCH_SIZE), params.seed, "sample", labels.device
+    noise = RowRandomness(*rows).uniform(config.num_tokens)  # (B, T)
     drawn = {}
 
     def cached() -> None:
-        drawn["cached"] = generate(model, labels, noise)["tokens"].flatten(1)
+        drawn["cached"] = generate(model, labels, RowRandomness(*rows))["tokens"].flatten(1)
 
     def uncached() -> None:
         drawn["uncached"] = generate_uncached(model, labels, noise)

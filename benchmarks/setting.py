@@ -56,9 +56,10 @@ def write_faces(folder: Path, params: SimpleNamespace, **num_images: int) -> Pat
 
 def write_frozen(folder: Path, shards: Path, params: SimpleNamespace) -> Path:
     """Write what the freeze stage would, and return the folder."""
-    config = autoencoder_config(params.autoencoder, params.dataset.image_size, params.bottleneck.code_dim, 1.0, 0.0)
     torch.manual_seed(0)
-    encoder, bottleneck = Encoder(config).eval(), build_bottleneck(bottleneck_config(params)).eval()
+    bottleneck = build_bottleneck(bottleneck_config(params)).eval()
+    config = autoencoder_config(params.autoencoder, params.dataset.image_size, bottleneck, 1.0, 0.0)
+    encoder = Encoder(config).eval()
     save_encoder(folder, encoder_config(config, bottleneck_config(params)), encoder, bottleneck)
     images = ShardDataset(shards, "validation").images(range(NUM_PROBE_IMAGES))
     with torch.no_grad():

@@ -18,7 +18,7 @@ from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, p
 
 from errors import PipelineError
 from evaluation.extractors import INCEPTION, Extractor
-from params import Evaluation
+from sections import Evaluation
 
 KID_SEED = 2020  # of the subsets; the same for every run, so that two runs differ by their images alone
 

@@ -10,7 +10,7 @@ import torch
 from errors import PipelineError
 from evaluation.extractors import Extractor
 from evaluation.fidelity import Reference, build_protocol
-from params import Evaluation
+from sections import Evaluation
 from storage.files import MANIFEST, fingerprint, read_json, sha256_file, write_json
 from storage.shards import ShardDataset, read_manifest
 from storage.weights import load_weights, save_weights

@@ -18,6 +18,7 @@ SECTION_LABELS = {
     "reconstruction_stage2": "Reconstruction after stage 2",
     "samples": "Samples",
     "codebook": "Codebook",
+    "latent": "Latent",
     "prior": "Prior",
 }
 STAGE_LABELS = {
@@ -26,6 +27,26 @@ STAGE_LABELS = {
     "prior": "Prior on the latents",
 }
 STAGE_NAMES = {"stage1": "Stage 1", "stage2": "Stage 2", "prior": "Prior"}
+# How the prior was judged -> what its value says of two arms; no two of them are ever in one column.
+PRIOR_NOTES = {
+    "validation_nll_nats_per_token": (
+        "Negative log-likelihoods of different arms are not strictly comparable: each prior models another code. A lower one says "
+        "that its code is easier to predict, not that its images are better; hence no mark."
+    ),
+    "validation_masked_nll_nats_per_token": (
+        "Negative log-likelihoods of masked tokens, with as many masked as in training, are no likelihoods of whole images, and those "
+        "of different arms are not strictly comparable: each prior models another code; hence no mark."
+    ),
+    "validation_flow_matching_loss": (
+        "The flow-matching loss, at fixed times and noise, chooses a prior's best step; it is no likelihood. It is measured on each "
+        "arm's own latents, normalised, so those of different arms are not comparable; hence no mark."
+    ),
+}
+LATENT_NOTE = (
+    "Of continuous latents: the divergence of the encoder's distributions from the standard normal, the share of the encoder's own noise "
+    "in a sampled latent's variance (mean over channels), and the standard deviation of the quietest and the loudest channel before "
+    "normalisation."
+)
 QUALITY_SECTIONS = ("reconstruction_stage1", "reconstruction_stage2", "samples")
 GRIDS = {
     "real": "Real validation images",
@@ -66,6 +87,7 @@ def render(title: str, summary: dict, durations: list[dict], curves: Path, grids
         chart=_distance_chart(summary),
         quality=_table(summary, quality, with_floor=True),
         others=_table(summary, [name for name in names if name not in quality], with_floor=False),
+        notes=_notes(names),
         budget=_budget_table(summary),
         sizes=_size_table(summary),
         skipped_steps=_skipped_steps(summary),
@@ -170,6 +192,13 @@ def _table(summary: dict, names: list[str], with_floor: bool) -> dict:
         cells = [{"text": "–" if value is None else column["format"](value)} for value, column in zip(floors, columns, strict=True)]
         table["rows"].append({"kind": "floor", "label": "Floor: real training images", "color": None, "cells": cells})
     return table
+
+
+def _notes(names: list[str]) -> list[str]:
+    """What a reader must know of the measures of latents and priors that there are."""
+    measures = [name.partition(".")[2] for name in names if name.startswith("prior.")]
+    notes = [PRIOR_NOTES[measure] for measure in measures if measure in PRIOR_NOTES]
+    return ([LATENT_NOTE] if any(name.startswith("latent.") for name in names) else []) + notes
 
 
 def _groups(columns: list[dict]) -> list[dict]:

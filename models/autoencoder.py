@@ -1,6 +1,7 @@
 """Convolutional encoder and decoder of VQGAN (Esser et al. 2021, arXiv 2012.09841), with a pixel-unshuffle stem.
 
-Letters in shape comments: B batch, C channels, H W pixels, h w latent positions, D latent channels.
+Letters in shape comments: B batch, C channels, H W pixels, h w latent positions, E the encoder's output channels,
+D latent channels.
 """
 
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ class AutoencoderConfig:
     """Shape of an encoder/decoder pair; ``asdict`` of it goes into the JSON beside the weights.
 
     ``decoder_channels`` may differ from ``channels``: a *weak auxiliary decoder* (arXiv 2307.08283) has fewer.
+    ``encoder_channels_out`` may differ from ``latent_channels``, which the decoder takes: the bottleneck lies between.
     """
 
     image_size: int
@@ -24,6 +26,7 @@ class AutoencoderConfig:
     channel_multipliers: tuple[int, ...]
     num_res_blocks: int
     attention_resolutions: tuple[int, ...]
+    encoder_channels_out: int
     latent_channels: int
     decoder_channels: int
     encoder_dropout: float
@@ -36,7 +39,7 @@ class AutoencoderConfig:
 
 
 class Encoder(nn.Module):
-    """Images (B, 3, H, W) in [-1, 1] to latents (B, D, h, w)."""
+    """Images (B, 3, H, W) in [-1, 1] to what the bottleneck takes (B, E, h, w)."""
 
     def __init__(self, config: AutoencoderConfig):
         super().__init__()
@@ -58,12 +61,12 @@ class Encoder(nn.Module):
         layers += middle(channels, resolution in config.attention_resolutions, config.encoder_dropout)
         self.layers = nn.Sequential(*layers)
         self.norm_out = group_norm(channels)
-        self.conv_out = nn.Conv2d(channels, config.latent_channels, 3, padding=1)
+        self.conv_out = nn.Conv2d(channels, config.encoder_channels_out, 3, padding=1)
 
     def forward(self, images: Tensor) -> Tensor:
         x = self.conv_in(self.patchify(images))  # (B, C, H/p, W/p)
         x = self.layers(x)  # (B, C', h, w)
-        return self.conv_out(F.silu(self.norm_out(x)))  # (B, D, h, w)
+        return self.conv_out(F.silu(self.norm_out(x)))  # (B, E, h, w)
 
 
 class Decoder(nn.Module):

@@ -5,9 +5,14 @@ One interface for all kinds, so that stages need not know which one they hold::
     forward(z)      -> BottleneckOutput     training: the decoder's input, the loss, what to log
     encode(z)       -> dict of tensors      what is stored of an image
     decode(latents) -> z                    the decoder's input, from what was stored
+    encoder_channels, latent_channels       what the encoder must put out, and what decode() does
+    is_discrete                             True: stores {"tokens": (B, h, w) int64} below num_codes; False: {"mean", "logvar"}
+
+Letters in shape comments: B batch, D latent channels, h w latent positions.
 """
 
 from dataclasses import dataclass
+from math import prod
 
 import torch
 import torch.distributed as dist
@@ -34,10 +39,12 @@ class VectorQuantizer(nn.Module):
             output of the current batch; 0 turns this off.
     """
 
+    is_discrete = True
+
     def __init__(self, num_codes: int, code_dim: int, commitment_weight: float, revive_after_steps: int):
         super().__init__()
         self.num_codes = num_codes
-        self.code_dim = code_dim
+        self.code_dim = self.encoder_channels = self.latent_channels = code_dim
         self.commitment_weight = commitment_weight
         self.revive_after_steps = revive_after_steps
         self.codebook = nn.Parameter(F.normalize(torch.randn(num_codes, code_dim), dim=-1))
@@ -47,11 +54,9 @@ class VectorQuantizer(nn.Module):
         with torch.autocast(z.device.type, enabled=False):
             z = self._normalize(z)  # (B, h, w, D)
             tokens = self._nearest(z)  # (B, h, w)
+            counts = count_tokens(tokens, self.num_codes, all_workers=self.training)
             if self.training:
-                counts = self._count(tokens)
                 self._revive(counts, z)
-            else:
-                counts = torch.bincount(tokens.flatten(), minlength=self.num_codes)
             codes = F.normalize(F.embedding(tokens, self.codebook), dim=-1)  # (B, h, w, D)
             commitment = F.mse_loss(z, codes.detach())
             codebook = F.mse_loss(codes, z.detach())
@@ -76,13 +81,6 @@ class VectorQuantizer(nn.Module):
         return (z @ F.normalize(self.codebook, dim=-1).T).argmax(dim=-1)  # on the sphere, nearest is most similar
 
     @torch.no_grad()
-    def _count(self, tokens: Tensor) -> Tensor:
-        counts = torch.bincount(tokens.flatten(), minlength=self.num_codes)  # (num_codes,)
-        if dist.is_initialized():
-            dist.all_reduce(counts)
-        return counts
-
-    @torch.no_grad()
     def _revive(self, counts: Tensor, z: Tensor) -> None:
         self.num_steps_unused.add_(1).masked_fill_(counts > 0, 0)
         if not self.revive_after_steps:
@@ -99,6 +97,120 @@ class VectorQuantizer(nn.Module):
         self.num_steps_unused[dead] = 0
 
 
+class FiniteScalarQuantizer(nn.Module):
+    """Each latent channel rounded to one of a few levels (Mentzer et al. 2023, arXiv 2309.15505).
+
+    There is no codebook to learn or to collapse and no loss: a token is the number whose digits are the channels'
+    levels, the first channel's the least significant. Gradients pass the rounding straight through, and the tanh
+    that bounds a channel as usual. Runs in fp32: a code is a rounding and must not depend on the precision around it.
+
+    Args:
+        levels: how many values each channel takes, 2 at least (the paper advises 5); ``num_codes`` is their product.
+
+    Raises:
+        ValueError: when there are no levels, or one has less than two.
+    """
+
+    is_discrete = True
+
+    def __init__(self, levels: list[int] | tuple[int, ...]):
+        super().__init__()
+        if not levels or min(levels) < 2:
+            raise ValueError(f"levels must be one integer of at least 2 per channel, not {list(levels)}")
+        self.num_codes = prod(levels)
+        self.encoder_channels = self.latent_channels = len(levels)
+        # Derived from the config and therefore not among the weights.
+        self.register_buffer("levels", torch.tensor(levels), persistent=False)  # (D,)
+        self.register_buffer("place_values", torch.tensor([prod(levels[:i]) for i in range(len(levels))]), persistent=False)  # (D,)
+
+    def forward(self, z: Tensor) -> BottleneckOutput:
+        with torch.autocast(z.device.type, enabled=False):
+            bounded = self._bound(z)  # (B, h, w, D)
+            digits = self._round(bounded)  # (B, h, w, D)
+            quantized = bounded + (digits - self.levels // 2 - bounded).detach()
+            counts = count_tokens(self._to_tokens(digits), self.num_codes, all_workers=self.training)
+            scaled = (quantized / (self.levels // 2)).permute(0, 3, 1, 2)  # (B, D, h, w)
+            return BottleneckOutput(scaled, scaled.new_zeros(()), usage_metrics(counts))
+
+    @torch.no_grad()
+    def encode(self, z: Tensor) -> dict[str, Tensor]:
+        """Encoder output (B, D, h, w) to ``{"tokens": (B, h, w) int64}``."""
+        with torch.autocast(z.device.type, enabled=False):
+            return {"tokens": self._to_tokens(self._round(self._bound(z)))}
+
+    def decode(self, latents: dict[str, Tensor]) -> Tensor:
+        """``{"tokens": (B, h, w)}`` to the decoder's input (B, D, h, w), within [-1, 1]."""
+        digits = latents["tokens"][..., None] // self.place_values % self.levels  # (B, h, w, D)
+        half = self.levels // 2
+        return ((digits - half).float() / half).permute(0, 3, 1, 2)
+
+    def _bound(self, z: Tensor) -> Tensor:
+        """Squash each channel so that rounding gives its levels; an even number of them lies off centre by a half."""
+        half = (self.levels - 1) * 0.5005  # a little beyond the outermost levels, so that tanh can round to them
+        offset = (self.levels + 1) % 2 * 0.5  # (D,)
+        shift = torch.atanh(offset / half)  # 0 stays 0
+        return torch.tanh(z.float().permute(0, 2, 3, 1) + shift) * half - offset  # (B, h, w, D)
+
+    @torch.no_grad()
+    def _round(self, bounded: Tensor) -> Tensor:
+        return bounded.round().long() + self.levels // 2  # (B, h, w, D), in [0, levels)
+
+    def _to_tokens(self, digits: Tensor) -> Tensor:
+        return (digits * self.place_values).sum(dim=-1)  # (B, h, w)
+
+
+class DiagonalGaussian(nn.Module):
+    """A normal distribution per latent value: the bottleneck of a VAE (Kingma and Welling 2013, arXiv 1312.6114).
+
+    The encoder puts out means and log-variances; training feeds the decoder a sample, evaluation the mean. The loss
+    is ``kl_weight`` times the Kullback-Leibler divergence to the standard normal in nats, *summed* over an image's
+    latent values and averaged over images. The reconstruction loss beside it is a mean over pixels, so a weight
+    from a codebase that sums over pixels (latent diffusion: 1e-6) has to be divided by the number of pixel values.
+    Runs in fp32 whatever the surrounding precision: it exponentiates.
+    """
+
+    is_discrete = False
+    LOGVAR_RANGE = (-30.0, 20.0)  # beyond, exp() of it is of no use in fp32 arithmetic
+
+    def __init__(self, latent_channels: int, kl_weight: float):
+        super().__init__()
+        self.latent_channels = latent_channels
+        self.encoder_channels = 2 * latent_channels
+        self.kl_weight = kl_weight
+
+    def forward(self, z: Tensor) -> BottleneckOutput:
+        with torch.autocast(z.device.type, enabled=False):
+            mean, logvar = self.encode(z).values()  # (B, D, h, w) each
+            std = torch.exp(0.5 * logvar)  # (B, D, h, w)
+            kl = gaussian_kl(mean, logvar).mean()
+            sample = mean + std * torch.randn_like(std) if self.training else mean
+            metrics = {"kl": kl.detach(), "std": std.detach().mean()}
+            return BottleneckOutput(sample, self.kl_weight * kl, metrics)
+
+    def encode(self, z: Tensor) -> dict[str, Tensor]:
+        """Encoder output (B, 2D, h, w) to ``{"mean", "logvar": (B, D, h, w) fp32}``."""
+        mean, logvar = z.float().chunk(2, dim=1)
+        return {"mean": mean, "logvar": logvar.clamp(*self.LOGVAR_RANGE)}
+
+    def decode(self, latents: dict[str, Tensor]) -> Tensor:
+        """``{"mean": (B, D, h, w)}`` to the decoder's input (B, D, h, w)."""
+        return latents["mean"]
+
+
+def gaussian_kl(mean: Tensor, logvar: Tensor) -> Tensor:
+    """KL divergence of N(mean, exp(logvar)) from the standard normal in nats, summed per image: (B, D, h, w) to (B,)."""
+    return 0.5 * (mean.square() + logvar.exp() - 1 - logvar).flatten(1).sum(dim=1)
+
+
+@torch.no_grad()
+def count_tokens(tokens: Tensor, num_codes: int, all_workers: bool) -> Tensor:
+    """How often each code occurs (num_codes,), over the batches of all data-parallel workers if wanted."""
+    counts = torch.bincount(tokens.flatten(), minlength=num_codes)  # (num_codes,)
+    if all_workers and dist.is_initialized():
+        dist.all_reduce(counts)
+    return counts
+
+
 def usage_metrics(counts: Tensor) -> dict[str, Tensor]:
     """How much of a codebook is used, from how often each code was chosen (num_codes,).
 
@@ -112,6 +224,6 @@ def usage_metrics(counts: Tensor) -> dict[str, Tensor]:
 
 def build_bottleneck(config: dict) -> nn.Module:
     """The bottleneck that a config describes: ``{"kind": "vq", ...arguments of its class}``."""
-    kinds = {"vq": VectorQuantizer}
+    kinds = {"vq": VectorQuantizer, "fsq": FiniteScalarQuantizer, "kl": DiagonalGaussian}
     arguments = dict(config)
     return kinds[arguments.pop("kind")](**arguments)

@@ -9,6 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from models.conditioning import guide, prepare_labels
+from models.randomness import Randomness
+
 
 @dataclass(frozen=True)
 class TransformerConfig:
@@ -31,6 +34,8 @@ class TransformerConfig:
 class Transformer(nn.Module):
     """GPT-style prior: pre-norm (RMSNorm), QK-norm, learned positions; the class, or its absence, is the first input."""
 
+    validation_metric = "nll_nats_per_token"
+
     def __init__(self, config: TransformerConfig):
         super().__init__()
         self.config = config
@@ -38,19 +43,10 @@ class Transformer(nn.Module):
         self.class_embedding = nn.Embedding(config.num_classes + 1, config.width)  # the last one: no class
         self.position_embedding = nn.Parameter(torch.zeros(config.num_tokens, config.width))
         self.dropout = nn.Dropout(config.dropout)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
+        self.blocks = nn.ModuleList(Block(config, is_causal=True) for _ in range(config.num_layers))
         self.norm_out = nn.RMSNorm(config.width)
         self.head = nn.Linear(config.width, config.num_codes, bias=False)
-        self._init_weights()
-
-    def _init_weights(self) -> None:
-        for module in self.modules():
-            if isinstance(module, (nn.Linear, nn.Embedding)):
-                nn.init.normal_(module.weight, std=0.02)
-        nn.init.normal_(self.position_embedding, std=0.02)
-        for block in self.blocks:
-            for projection in (block.attention.proj, block.mlp_out):
-                nn.init.normal_(projection.weight, std=0.02 / (2 * len(self.blocks)) ** 0.5)
+        init_weights(self)
 
     @property
     def no_class(self) -> int:
@@ -69,9 +65,10 @@ class Transformer(nn.Module):
             logits (B, T', K): T' = T + 1 without a cache (the class comes first), the new positions with one.
         """
         start = cache.length if cache else 0
-        x = torch.cat([self.class_embedding(labels)[:, None], self.token_embedding(tokens)], dim=1)  # (B, T+1, C)
-        x = x[:, start:] + self.position_embedding[start : x.shape[1]]  # (B, T', C)
-        x = self.dropout(x)
+        x = self.token_embedding(tokens[:, max(0, start - 1) :])  # (B, T' or T'-1, C)
+        if start == 0:
+            x = torch.cat([self.class_embedding(labels)[:, None], x], dim=1)  # (B, T', C)
+        x = self.dropout(x + self.position_embedding[start : start + x.shape[1]])  # (B, T', C)
         for layer, block in enumerate(self.blocks):
             x = block(x, cache, layer)  # (B, T', C)
         if cache:
@@ -83,38 +80,41 @@ class Transformer(nn.Module):
 
         In training mode each label is dropped with probability ``label_dropout``; -1 (unlabelled) means no class.
         """
-        labels = torch.where(labels < 0, self.no_class, labels)
-        if self.training and self.config.label_dropout:
-            hidden = torch.rand(labels.shape, device=labels.device) < self.config.label_dropout
-            labels = torch.where(hidden, self.no_class, labels)
+        labels = prepare_labels(labels, self.no_class, self.config.label_dropout if self.training else 0.0)
         tokens = latents["tokens"].flatten(1)  # (B, T)
         logits = self(tokens[:, :-1], labels)  # (B, T, K)
         return F.cross_entropy(logits.transpose(1, 2).float(), tokens, reduction="none").mean(dim=1)  # (B,)
 
 
 class Block(nn.Module):
-    """Attention and MLP, each on a normalised input and added to the residual stream."""
+    """Attention and MLP, each on a normalised input and added to the residual stream.
 
-    def __init__(self, config: TransformerConfig):
+    Args:
+        config: of this transformer, or of another with ``width``, ``num_heads`` and ``dropout``.
+        is_causal: attend to earlier positions only.
+    """
+
+    def __init__(self, config: TransformerConfig, is_causal: bool):
         super().__init__()
         self.attention_norm = nn.RMSNorm(config.width)
-        self.attention = CausalSelfAttention(config)
+        self.attention = SelfAttention(config, is_causal)
         self.mlp_norm = nn.RMSNorm(config.width)
         self.mlp_in = nn.Linear(config.width, 4 * config.width, bias=False)
         self.mlp_out = nn.Linear(4 * config.width, config.width, bias=False)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor, cache: "KVCache | None", layer: int) -> Tensor:
+    def forward(self, x: Tensor, cache: "KVCache | None" = None, layer: int = 0) -> Tensor:
         x = x + self.dropout(self.attention(self.attention_norm(x), cache, layer))  # (B, T, C)
         hidden = F.gelu(self.mlp_in(self.mlp_norm(x)), approximate="tanh")  # (B, T, 4C)
         return x + self.dropout(self.mlp_out(hidden))  # (B, T, C)
 
 
-class CausalSelfAttention(nn.Module):
-    """Multi-head attention to earlier positions, queries and keys normalised (Henry et al. 2020, arXiv 2010.04245)."""
+class SelfAttention(nn.Module):
+    """Multi-head attention, queries and keys normalised (Henry et al. 2020, arXiv 2010.04245)."""
 
-    def __init__(self, config: TransformerConfig):
+    def __init__(self, config: TransformerConfig, is_causal: bool):
         super().__init__()
+        self.is_causal = is_causal
         self.num_heads = config.num_heads
         self.dropout = config.dropout
         head_dim = config.width // config.num_heads
@@ -128,12 +128,23 @@ class CausalSelfAttention(nn.Module):
         q, k = self.q_norm(q), self.k_norm(k)  # (B, N, T, C/N)
         if cache:
             k, v = cache.extend(layer, k, v)  # (B, N, T_all, C/N)
-        is_causal = q.shape[2] > 1
+        is_causal = self.is_causal and q.shape[2] > 1
         if is_causal and q.shape[2] != k.shape[2]:
             raise ValueError("with a cache, give the whole prefix first and then one token at a time")
         dropout = self.dropout if self.training else 0.0
         y = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=is_causal)  # (B, N, T, C/N)
         return self.proj(y.transpose(1, 2).flatten(2))  # (B, T, C)
+
+
+def init_weights(model: nn.Module) -> None:
+    """GPT-2's initialisation of a model with ``blocks`` and a ``position_embedding``: each residual branch starts small."""
+    for module in model.modules():
+        if isinstance(module, (nn.Linear, nn.Embedding)):
+            nn.init.normal_(module.weight, std=0.02)
+    nn.init.normal_(model.position_embedding, std=0.02)
+    for block in model.blocks:
+        for projection in (block.attention.proj, block.mlp_out):
+            nn.init.normal_(projection.weight, std=0.02 / (2 * len(model.blocks)) ** 0.5)
 
 
 class KVCache:
@@ -157,7 +168,7 @@ class KVCache:
 def generate(
     model: Transformer,
     labels: Tensor,
-    noise: Tensor,
+    random: Randomness,
     temperature: float = 1.0,
     top_k: int | None = None,
     top_p: float | None = None,
@@ -165,29 +176,28 @@ def generate(
 ) -> dict[str, Tensor]:
     """Draw latents token by token with a static key-value cache.
 
-    An image depends on its own row of ``noise`` and not on the batch it is drawn in.
+    An image depends on its own row of ``random`` and not on the batch it is drawn in.
 
     Args:
         labels: (B,) int64 in [0, num_classes], ``no_class`` for none.
-        noise: (B, T) uniform in [0, 1), one number per token: the token is where the cumulative probability passes it.
-        guidance_scale: classifier-free guidance (Ho and Salimans 2022): logits move away from the unconditional
-            ones by this factor; 1 is no guidance and costs nothing.
+        random: its ``uniform(T)`` is called once for (B, T): a token is where the cumulative probability passes its number.
+        guidance_scale: of the logits; 1 is no guidance and costs nothing.
 
     Returns:
         ``{"tokens": (B, h, w) int64}``
     """
-    guided = guidance_scale != 1.0
+    config, guided = model.config, guidance_scale != 1.0
+    noise = random.uniform(config.num_tokens)  # (B, T)
     rows = torch.cat([labels, torch.full_like(labels, model.no_class)]) if guided else labels
-    cache = KVCache(model.config, len(rows), noise.device, model.head.weight.dtype)
-    tokens = torch.empty(len(rows), 0, dtype=torch.int64, device=noise.device)
-    for step in range(model.config.num_tokens):
-        logits = model(tokens, rows, cache)[:, -1].float()  # (rows, K)
+    cache = KVCache(config, len(rows), noise.device, model.head.weight.dtype)
+    tokens = torch.empty(len(labels), config.num_tokens, dtype=torch.int64, device=noise.device)
+    for step in range(config.num_tokens):
+        known = tokens[:, :step]
+        logits = model(known.repeat(2, 1) if guided else known, rows, cache)[:, -1].float()  # (rows, K)
         if guided:
-            conditional, unconditional = logits.chunk(2)
-            logits = unconditional + guidance_scale * (conditional - unconditional)  # (B, K)
-        drawn = pick_tokens(filter_logits(logits / temperature, top_k, top_p), noise[:, step])  # (B,)
-        tokens = torch.cat([tokens, (drawn.repeat(2) if guided else drawn)[:, None]], dim=1)
-    return {"tokens": tokens[: len(labels)].unflatten(1, (model.config.latent_size, model.config.latent_size))}
+            logits = guide(*logits.chunk(2), guidance_scale)  # (B, K)
+        tokens[:, step] = pick_tokens(filter_logits(logits / temperature, top_k, top_p), noise[:, step])
+    return {"tokens": tokens.unflatten(1, (config.latent_size, config.latent_size))}
 
 
 def filter_logits(logits: Tensor, top_k: int | None, top_p: float | None) -> Tensor:

@@ -1,4 +1,8 @@
-"""Latents on disk: one Arrow IPC file per image shard, same keys in the same order, memory-mapped when read."""
+"""Latents on disk: one Arrow IPC file per image shard, same keys in the same order, memory-mapped when read.
+
+Discrete ones are a column ``tokens``, continuous ones the columns ``mean`` and ``logvar``. Where mirror images were
+encoded too, a column ``<name>_flipped`` beside each holds them: row i of both comes from image i of the shard.
+"""
 
 import json
 from bisect import bisect_right
@@ -13,8 +17,11 @@ from torch import Tensor
 
 from errors import PipelineError
 from storage.files import MANIFEST, read_json, sha256_bytes, sha256_file, write_atomic, write_json
+from storage.moments import combine_moments, measure_moments, statistics_of
 
 FORMAT = "dae-latents-1"
+VIEWS = ("original", "horizontal_flip")  # of an image, by number
+FLIPPED = "_flipped"  # ends the names of the second view's columns
 
 
 @dataclass(frozen=True)
@@ -23,63 +30,127 @@ class LatentSpec:
 
     Attributes:
         grid: latent positions (h, w).
-        num_codes: size of the codebook the tokens index.
+        num_codes: size of the codebook the tokens index; None: the latents are continuous.
         frozen_sha256: the encoder they come from.
         shard: file name of the image shard.
         shard_sha256: its content.
+        num_channels: of continuous latents; None: they are tokens.
+        num_views: 2 with mirror images, else 1.
+        statistics: of continuous latents, ``{"mean", "std"}`` per channel over all training images.
     """
 
     grid: tuple[int, int]
-    num_codes: int
+    num_codes: int | None
     frozen_sha256: str
     shard: str
     shard_sha256: str
+    num_channels: int | None = None
+    num_views: int = 1
+    statistics: dict[str, list[float]] | None = None
 
-    def token_type(self) -> pa.DataType:
-        return pa.uint16() if self.num_codes <= 1 << 16 else pa.int32()
+    def columns(self) -> dict[str, pa.DataType]:
+        """Name and type of every column of latents."""
+        if self.num_channels is None:
+            token_type = pa.uint16() if self.num_codes <= 1 << 16 else pa.int32()
+            names, stored = ("tokens",), pa.list_(token_type, self.grid[0] * self.grid[1])
+        else:
+            names, stored = ("mean", "logvar"), pa.fixed_shape_tensor(pa.float16(), (self.num_channels, *self.grid))
+        return {name + suffix: stored for suffix in ("", FLIPPED)[: self.num_views] for name in names}
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one image's latents."""
+        return self.grid if self.num_channels is None else (self.num_channels, *self.grid)
 
     def schema(self) -> pa.Schema:
         """Columns and metadata of the Arrow file."""
         fields = [
             pa.field("key", pa.string(), nullable=False),
             pa.field("label", pa.int32(), nullable=False),
-            pa.field("tokens", pa.list_(self.token_type(), self.grid[0] * self.grid[1]), nullable=False),
+            *(pa.field(name, stored, nullable=False) for name, stored in self.columns().items()),
         ]
+        kind = {"num_codes": str(self.num_codes)} if self.num_channels is None else {"num_channels": str(self.num_channels)}
         metadata = {
             "format": FORMAT,
             "grid": json.dumps(self.grid),
-            "num_codes": str(self.num_codes),
+            **kind,
             "frozen_sha256": self.frozen_sha256,
             "shard": self.shard,
             "shard_sha256": self.shard_sha256,
         }
+        if self.num_views > 1:
+            metadata["views"] = json.dumps(
+                {view: [n for n in self.columns() if n.endswith(FLIPPED) == number] for number, view in enumerate(VIEWS)}
+            )
+        if self.statistics is not None:
+            metadata["statistics"] = json.dumps(self.statistics)
         return pa.schema(fields, metadata=metadata)
 
 
-def write_latents(path: Path, spec: LatentSpec, keys: Sequence[str], labels: Sequence[int], tokens: Tensor) -> dict:
+def write_latents(path: Path, spec: LatentSpec, keys: Sequence[str], labels: Sequence[int], latents: dict[str, Tensor]) -> dict:
     """Write one shard's latents, atomically and as one record batch, so that a reader sees one contiguous array.
 
     Args:
-        tokens: (N, h, w) int64.
+        latents: per column ``tokens`` (N, h, w) int64, or ``mean`` and ``logvar`` (N, D, h, w).
 
     Returns:
         the file's entry in the manifest.
+
+    Raises:
+        PipelineError: when a continuous latent does not fit half precision.
     """
-    if tokens.shape != (len(keys), *spec.grid):
-        raise ValueError(f"tokens are {tuple(tokens.shape)}, expected {(len(keys), *spec.grid)}")
-    flat = pa.array(tokens.numpy().reshape(-1), type=spec.token_type())
-    columns = [
-        pa.array(keys, pa.string()),
-        pa.array(labels, pa.int32()),
-        pa.FixedSizeListArray.from_arrays(flat, spec.grid[0] * spec.grid[1]),
-    ]
+    if set(latents) != set(spec.columns()):
+        raise ValueError(f"latents are {sorted(latents)}, expected {sorted(spec.columns())}")
+    for name, values in latents.items():
+        if values.shape != (len(keys), *spec.shape):
+            raise ValueError(f"{name} is {tuple(values.shape)}, expected {(len(keys), *spec.shape)}")
+    columns, moments = [], {}
+    if spec.num_channels is None:
+        columns = [_token_array(latents[name], stored) for name, stored in spec.columns().items()]
+    else:
+        arrays = {name: _half_precision(latents[name], name, spec.shard) for name in spec.columns()}
+        columns = [_tensor_array(arrays[name], stored) for name, stored in spec.columns().items()]
+        views = [(arrays["mean" + suffix], arrays["logvar" + suffix]) for suffix in ("", FLIPPED)[: spec.num_views]]
+        moments = {"moments": combine_moments([measure_moments(*view) for view in views])}
+    sha256 = _write_table(path, spec.schema(), [pa.array(keys, pa.string()), pa.array(labels, pa.int32()), *columns])
+    made_from = {"shard": spec.shard, "shard_sha256": spec.shard_sha256}
+    return {"name": path.name, "num_images": len(keys), "sha256": sha256, **moments, **made_from}
+
+
+def _token_array(tokens: Tensor, stored: pa.DataType) -> pa.Array:
+    return pa.FixedSizeListArray.from_arrays(pa.array(tokens.numpy().reshape(-1), type=stored.value_type), stored.list_size)
+
+
+def _tensor_array(values: np.ndarray, stored: pa.DataType) -> pa.Array:
+    storage = pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), stored.storage_type.list_size)
+    return pa.ExtensionArray.from_storage(stored, storage)
+
+
+def _half_precision(values: Tensor, name: str, shard: str) -> np.ndarray:
+    halved = values.to(torch.float16)
+    if not torch.isfinite(halved).all():
+        raise PipelineError(
+            f"{shard}: the {name} of some image does not fit half precision (largest: {values.abs().max().item():.3g}); "
+            "raise bottleneck.kl_weight, which keeps latents near a standard normal, and train stage 1 again"
+        )
+    return np.ascontiguousarray(halved.numpy())
+
+
+def _write_table(path: Path, schema: pa.Schema, columns: list[pa.Array]) -> str:
+    """Write and return the content's sha256."""
     sink = pa.BufferOutputStream()
-    with pa.ipc.new_file(sink, spec.schema()) as writer:
-        writer.write_batch(pa.record_batch(columns, schema=spec.schema()))
+    with pa.ipc.new_file(sink, schema) as writer:
+        writer.write_batch(pa.record_batch(columns, schema=schema))
     data = sink.getvalue().to_pybytes()
     write_atomic(path, data)
-    made_from = {"shard": spec.shard, "shard_sha256": spec.shard_sha256}
-    return {"name": path.name, "num_images": len(keys), "sha256": sha256_bytes(data), **made_from}
+    return sha256_bytes(data)
+
+
+def add_statistics(source: Path, target: Path, entry: dict, statistics: dict[str, list[float]]) -> dict:
+    """Copy a file of continuous latents with the whole training set's statistics in its metadata; returns its new entry."""
+    table, metadata = _read_table(source)
+    schema = table.schema.with_metadata({**metadata, "statistics": json.dumps(statistics)})
+    return {**entry, "sha256": _write_table(target, schema, [column.chunk(0) for column in table.columns])}
 
 
 def write_latents_manifest(folder: Path, frozen_sha256: str, splits: dict[str, list[dict]]) -> None:
@@ -95,7 +166,9 @@ class LatentDataset:
         keys: one per image.
         labels: one per image, -1 for none.
         grid: latent positions (h, w).
-        num_codes: size of the codebook.
+        num_codes: size of the codebook; None: continuous latents.
+        num_channels: of continuous latents; None: tokens.
+        num_views: 2 where mirror images were encoded too, else 1.
 
     Raises:
         PipelineError: when the latents are missing, damaged, or come from another encoder than ``frozen_sha256``.
@@ -113,6 +186,8 @@ class LatentDataset:
         if split not in manifest["splits"]:
             raise PipelineError(f"{folder}: no split {split!r}; it has: {', '.join(manifest['splits'])}")
         self.files = manifest["splits"][split]["files"]
+        training_files = manifest["splits"].get("train", {"files": []})["files"]
+        self._moments = [entry["moments"] for entry in training_files if "moments" in entry]
         self._open()
         for entry in self.files:
             if sha256_file(folder / entry["name"]) != entry["sha256"]:
@@ -121,34 +196,68 @@ class LatentDataset:
     def _open(self) -> None:
         self.keys: list[str] = []
         self.labels: list[int] = []
-        self._arrays: list[np.ndarray] = []
+        self._columns: dict[str, list[np.ndarray]] = {}
         self._starts: list[int] = []
+        self._stated_statistics: list[dict | None] = []
         for entry in self.files:
             table, metadata = _read_table(self.folder / entry["name"])
             if metadata["frozen_sha256"] != self.frozen_sha256 or table.num_rows != entry["num_images"]:
                 raise PipelineError(f"{self.folder / entry['name']}: does not match the folder's manifest; run dvc repro encode")
             self.grid = tuple(json.loads(metadata["grid"]))
-            self.num_codes = int(metadata["num_codes"])
+            self.num_codes = int(metadata["num_codes"]) if "num_codes" in metadata else None
+            self.num_channels = int(metadata["num_channels"]) if "num_channels" in metadata else None
+            self.num_views = len(VIEWS) if "views" in metadata else 1
+            self._stated_statistics.append(json.loads(metadata.get("statistics", "null")))
             self._starts.append(len(self.keys))
             self.keys += table.column("key").to_pylist()
             self.labels += table.column("label").to_pylist()
-            values = table.column("tokens").chunk(0).flatten()
-            self._arrays.append(values.to_numpy(zero_copy_only=True).reshape(-1, *self.grid))
+            for name in table.column_names[2:]:
+                self._columns.setdefault(name, []).append(self._mapped(table.column(name).chunk(0)))
+
+    def _mapped(self, column: pa.Array) -> np.ndarray:
+        """A column as an array that lies in the memory-mapped file, (N, h, w) or (N, D, h, w)."""
+        shape = self.grid if self.num_channels is None else (self.num_channels, *self.grid)
+        lists = column if self.num_channels is None else column.storage
+        return lists.flatten().to_numpy(zero_copy_only=True).reshape(-1, *shape)
 
     def __len__(self) -> int:
         return len(self.keys)
 
-    def batch(self, indices: Sequence[int]) -> dict[str, Tensor]:
-        """``{"tokens": (B, h, w) int64}``; only the rows asked for are copied."""
-        rows = [self._row(index) for index in indices]
-        return {"tokens": torch.from_numpy(np.stack(rows).astype(np.int64))}
+    @property
+    def statistics(self) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation (D,) float64 of each channel of continuous latents, sampled, over all training images and views.
 
-    def _row(self, index: int) -> np.ndarray:
+        Raises:
+            PipelineError: when a file's metadata states others than the training files' own moments come to.
+        """
+        actual = statistics_of(combine_moments(self._moments)) if self._moments else None
+        for entry, stated in zip(self.files, self._stated_statistics, strict=True):
+            if actual is None or stated != actual:
+                raise PipelineError(
+                    f"{self.folder / entry['name']}: its statistics are not those of the training latents; run dvc repro encode"
+                )
+        return torch.tensor(actual["mean"], dtype=torch.float64), torch.tensor(actual["std"], dtype=torch.float64)
+
+    def batch(self, indices: Sequence[int], view: int = 0) -> dict[str, Tensor]:
+        """``{"tokens": (B, h, w) int64}`` or ``{"mean", "logvar": (B, D, h, w) fp32}``; only the rows asked for are copied.
+
+        Args:
+            view: 0: of the images as they are; 1: of their mirror images.
+        """
+        if view >= self.num_views:
+            raise ValueError(f"view {view} of {self.num_views}")
+        dtype = np.int64 if self.num_channels is None else np.float32
+        chosen = {name.removesuffix(FLIPPED): parts for name, parts in self._columns.items() if name.endswith(FLIPPED) == bool(view)}
+        return {
+            name: torch.from_numpy(np.stack([self._row(parts, index) for index in indices]).astype(dtype)) for name, parts in chosen.items()
+        }
+
+    def _row(self, parts: list[np.ndarray], index: int) -> np.ndarray:
         file = bisect_right(self._starts, index) - 1
-        return self._arrays[file][index - self._starts[file]]
+        return parts[file][index - self._starts[file]]
 
     def __getstate__(self) -> dict:
-        return {"folder": self.folder, "split": self.split, "files": self.files, "frozen_sha256": self.frozen_sha256}
+        return {name: vars(self)[name] for name in ("folder", "split", "files", "frozen_sha256", "_moments")}
 
     def __setstate__(self, state: dict) -> None:
         vars(self).update(state)

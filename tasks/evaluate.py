@@ -1,4 +1,5 @@
-"""Evaluate: how far reconstructions (after each stage) and samples are from real images; PSNR, codebook use, prior NLL, grids.
+"""Evaluate: how far reconstructions (after each stage) and samples are from real images; PSNR, codebook use or
+latent statistics, the prior's validation loss, grids.
 
 All images are compared as the bytes an image file would hold, and every distance is taken to the one reference.
 """
@@ -20,9 +21,9 @@ from evaluation.grids import write_grid
 from evaluation.reconstruction import psnr_db
 from evaluation.reference import chosen_images, evenly_spaced, load_reference
 from models.autoencoder import to_uint8
-from models.bottleneck import usage_metrics
-from params import Evaluation
+from models.bottleneck import gaussian_kl, usage_metrics
 from progress import progress_bar
+from sections import Evaluation
 from stage import Stage
 from storage.decoders import decoder_sha256, load_decoder
 from storage.files import read_json
@@ -31,7 +32,7 @@ from storage.latents import LatentDataset
 from storage.shards import ShardDataset
 from training.device import prepare_device
 
-TOKENS_BATCH = 1000  # images whose tokens are counted at once
+LATENTS_BATCH = 1000  # images whose latents are read at once
 
 
 def run(params, inputs, outputs) -> dict:
@@ -59,8 +60,8 @@ def run(params, inputs, outputs) -> dict:
         features = comparison.extract(samples.images, chosen_samples)
         metrics["samples"] = sample_metrics(features, reference, extractor, settings)
         comparison.show("samples", samples.images, chosen_samples)
-    metrics["codebook"] = codebook_use(latents)
-    metrics["prior"] = {"validation_nll_nats_per_token": prior["validation_nll_nats_per_token"]}
+    metrics |= {"codebook": codebook_use(latents)} if frozen.bottleneck.is_discrete else {"latent": latent_use(latents)}
+    metrics["prior"] = {name: value for name, value in prior.items() if name.startswith("validation_")}
     return metrics
 
 
@@ -143,10 +144,35 @@ class Comparison:
 def codebook_use(latents: LatentDataset) -> dict[str, float]:
     """Share of codes used and perplexity over all tokens of a split."""
     counts = torch.zeros(latents.num_codes, dtype=torch.int64)
-    for start in range(0, len(latents), TOKENS_BATCH):
-        tokens = latents.batch(range(start, min(start + TOKENS_BATCH, len(latents))))["tokens"]
+    for start in range(0, len(latents), LATENTS_BATCH):
+        tokens = latents.batch(range(start, min(start + LATENTS_BATCH, len(latents))))["tokens"]
         counts += torch.bincount(tokens.flatten(), minlength=latents.num_codes)
     return {name.removeprefix("codebook_"): value.item() for name, value in usage_metrics(counts).items()}
+
+
+def latent_use(latents: LatentDataset) -> dict[str, float]:
+    """How much continuous latents of a split say, and how evenly, over all its images.
+
+    ``kl_nats_per_image``: divergence of an image's distribution from the standard normal, what it says of that image. ``noise_share``:
+    the encoder's own noise in the variance of a sampled latent, mean over channels; 1 is a channel that says nothing.
+    ``channel_std_min``, ``channel_std_max``: the quietest and the loudest channel of sampled latents in the training images.
+    """
+    kl, means, squares, variances, count = 0.0, 0.0, 0.0, 0.0, 0
+    for start in range(0, len(latents), LATENTS_BATCH):
+        batch = latents.batch(range(start, min(start + LATENTS_BATCH, len(latents))))
+        mean, logvar = batch["mean"].double(), batch["logvar"].double()
+        kl += gaussian_kl(mean, logvar).sum().item()
+        means, squares = means + mean.sum((0, 2, 3)), squares + mean.square().sum((0, 2, 3))  # (D,)
+        variances, count = variances + logvar.exp().sum((0, 2, 3)), count + mean.numel() // latents.num_channels
+    between = (squares / count - (means / count).square()).clamp(min=0)  # (D,)
+    noise = variances / count
+    _, std = latents.statistics
+    return {
+        "channel_std_min": std.min().item(),
+        "channel_std_max": std.max().item(),
+        "kl_nats_per_image": kl / len(latents),
+        "noise_share": (noise / (noise + between)).mean().item(),
+    }
 
 
 STAGE = Stage(

@@ -17,7 +17,7 @@ def run(params, inputs, outputs) -> dict:
     prior = trainer.exported("prior")
     counts = Counter(objective.examples.latents.labels)
     label_counts = [counts[label] for label in range(objective.config.num_classes)]
-    save_prior(outputs.artifact, objective.config, prior, objective.frozen_sha256, label_counts)
+    save_prior(outputs.artifact, prior, objective.frozen_sha256, label_counts)
     write_atomic(outputs.curves, curves_csv(progress.rows))
     return {
         "num_steps": settings.num_steps,
@@ -25,7 +25,7 @@ def run(params, inputs, outputs) -> dict:
         "num_skipped_steps": progress.num_skipped_steps,
         "num_parameters": {"prior": sum(p.numel() for p in prior.parameters())},
         "best_step": progress.best_step,
-        "validation_nll_nats_per_token": progress.best_value,
+        f"validation_{prior.validation_metric}": progress.best_value,
         "frozen_sha256": objective.frozen_sha256,
     }
 

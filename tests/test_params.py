@@ -11,19 +11,21 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from errors import PipelineError
-from params import Params, load_params, select_sections
+from params import BOTTLENECKS_OF_PRIOR, SAMPLERS_OF_PRIOR, Params, load_params, select_sections
+from tests.families import BOTTLENECKS, PRIORS, SAMPLERS, with_family
 
 PROJECT = Path(__file__).parent.parent
 FILE = PROJECT / "params.yaml"
 TREE = yaml.safe_load(FILE.read_text())
 REMOVED = object()
+COMMON_SAMPLE = {"num_images": 1000, "batch_size": 250, "images_per_shard": 500, "guidance_scale": 1.0}
 ARM = TREE["arms"]["dae"]
 HALVED = {"arms.dae.stage1.channels_multiplier": 0.5}
 
 
-def changed(changes: dict) -> dict:
-    """The project's parameters with other values at some dotted keys."""
-    tree = copy.deepcopy(TREE)
+def changed(changes: dict, tree: dict = TREE) -> dict:
+    """The project's parameters, or others, with other values at some dotted keys."""
+    tree = copy.deepcopy(tree)
     for dotted, value in changes.items():
         *parents, last = dotted.split(".")
         node = tree
@@ -104,7 +106,9 @@ def test_missing_parameter(tmp_path, key):
         ("dataset.max_skipped_fraction", 1.5, "less than or equal to 1"),
         ("prior.class_conditional", "yes", "boolean"),
         ("prior.class_conditional", 1, "boolean"),
-        ("bottleneck.kind", "fsq", "'vq'"),
+        ("bottleneck.kind", "gumbel", "'vq', 'kl' or 'fsq'"),
+        ("prior.kind", 3, "'transformer', 'maskgit' or 'dit'"),
+        ("sample.sampler", "ddim", "'autoregressive', 'maskgit', 'euler', 'heun' or 'stochastic'"),
         ("bottleneck.num_codes", 1, "greater than or equal to 2"),
         ("stage1.learning_rate", 0, "greater than 0"),
         ("stage1.learning_rate", "fast", "number"),
@@ -192,10 +196,74 @@ def test_number_that_yaml_reads_as_text(tmp_path, key, text, advice):
         ({"arms.dae.stage2.start": "stage1", **HALVED}, ("arms.dae", "stage2.start", "channels_multiplier 1.0")),
         ({"evaluation.num_images": 2000, "sample.num_images": 2000}, ("evaluation.num_images 2000", "dataset.num_validation_images")),
         ({"autoencoder.attention_resolutions": [5]}, ("autoencoder.attention_resolutions", "5")),
+        ({"stage2.latent_noise": 0.1}, ("stage2.latent_noise 0.1", "bottleneck.kind kl", "vq")),
+        (
+            {"bottleneck": BOTTLENECKS["kl"]},
+            ("bottleneck.kind kl and prior.kind transformer do not go together", "set prior.kind to dit", "bottleneck.kind to vq or fsq"),
+        ),
+        ({"bottleneck": {"kind": "fsq", "levels": [999] * 9}}, ("bottleneck", "levels [999", "number of codes")),
+        ({"sample": COMMON_SAMPLE | SAMPLERS["heun"]}, ("sample.sampler heun", "prior.kind transformer", "autoregressive", "dit")),
     ],
 )
 def test_values_that_contradict_each_other(tmp_path, changes, expected):
     message = complaint(tmp_path, yaml.safe_dump(changed(changes)))
+    assert all(part in message for part in expected)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("prior", PRIORS)
+@pytest.mark.parametrize("bottleneck", BOTTLENECKS)
+def test_pairs_that_make_sense_are_accepted_and_others_refused_by_name(tmp_path, bottleneck, prior, sampler):
+    text = yaml.safe_dump(with_family(TREE, bottleneck, prior, sampler))
+    if bottleneck not in BOTTLENECKS_OF_PRIOR[prior]:
+        assert f"bottleneck.kind {bottleneck} and prior.kind {prior} do not go together" in complaint(tmp_path, text)
+    elif sampler not in SAMPLERS_OF_PRIOR[prior]:
+        assert f"sample.sampler {sampler} does not sample from prior.kind {prior}" in complaint(tmp_path, text)
+    else:
+        Params.model_validate(yaml.safe_load(text))
+
+
+DIT = with_family(TREE, "kl", "dit", "heun")
+
+
+@pytest.mark.parametrize(
+    ("tree", "key", "value", "expected"),
+    [
+        (TREE, "bottleneck.levels", [8], "unknown parameter of kind vq; it belongs to kind fsq; known here: kind, num_codes, code_dim"),
+        (TREE, "sample.churn", 1.0, "unknown parameter of sampler autoregressive; it belongs to sampler stochastic; known here: "),
+        (TREE, "bottleneck.num_cods", 3, "unknown parameter; did you mean num_codes?"),
+        (DIT, "bottleneck.num_codes", 3, "unknown parameter of kind kl; it belongs to kind vq; known here: kind, latent_channels"),
+        (DIT, "prior.pach_size", 3, "unknown parameter; did you mean patch_size?"),
+        (DIT, "prior.dropout", 0.1, "unknown parameter of kind dit; it belongs to kind transformer or maskgit; known here: "),
+        (DIT, "prior.training.num_stepss", 3, "unknown parameter; did you mean num_steps?"),
+        (DIT, "prior.kind", REMOVED, "missing parameter"),
+        (DIT, "prior.patch_size", REMOVED, "missing parameter"),
+        (DIT, "prior.training.num_steps", REMOVED, "missing parameter"),
+        (DIT, "bottleneck", 3, "got 3; must be a section"),
+        (DIT, "bottleneck.kl_weight", -1.0, "got -1.0; input should be greater than or equal to 0"),
+        (DIT, "prior.size", "XXL", "got 'XXL'; input should be 'S', 'B', 'L' or 'XL'"),
+        (DIT, "prior.training.learning_rate", "1e-4", "got '1e-4'; "),
+        (DIT, "sample.guidance_interval", [0.5], "got [0.5]; list should have at least 2 items"),
+        (DIT, "sample.guidance_interval.1", 1.5, "got 1.5; "),
+    ],
+)
+def test_mistakes_in_sections_of_several_kinds_name_the_dotted_key(tmp_path, tree, key, value, expected):
+    assert complaint(tmp_path, yaml.safe_dump(changed({key: value}, tree))).startswith(f"{key}: {expected}")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("prior.size", "S", ("prior: size S and num_layers 2", "set one of them to null")),
+        ("prior.width", None, ("prior: size is null", "num_layers, num_heads and width")),
+        ("prior.num_heads", 3, ("prior: width 32", "num_heads 3")),
+        ("prior.patch_size", 3, ("prior.patch_size 3 does not divide", "8")),
+        ("sample.guidance_interval", [0.9, 0.1], ("sample: guidance_interval [0.9, 0.1]",)),
+        ("sample.guidance_scale", 2.0, ("sample.guidance_scale", "prior.class_conditional: true")),
+    ],
+)
+def test_values_of_a_dit_that_contradict_each_other(tmp_path, key, value, expected):
+    message = complaint(tmp_path, yaml.safe_dump(changed({key: value}, DIT)))
     assert all(part in message for part in expected)
 
 

@@ -16,6 +16,7 @@ import torch
 import yaml
 
 from tests.clone import NUM_STAGES, PER_ARM, PRODUCED, Clone
+from tests.families import with_family
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -93,6 +94,21 @@ def test_deleted_outputs_come_back_without_their_stages(finished):
     assert finished.files(*PRODUCED) == before
 
 
+def test_both_families_live_side_by_side_in_the_cache(finished):
+    """After a visit to the other family, here as far as its frozen encoder, the way back restores everything and runs nothing."""
+    before = finished.files(*PRODUCED)
+    path = finished.folder / "params.yaml"
+    path.write_text(yaml.safe_dump(with_family(yaml.safe_load(path.read_text()), "kl", "dit", "heun")))
+    assert "Running stage 'freeze@dae-0'" in finished.dvc("repro", "freeze@dae-0")
+    config = json.loads((finished.folder / "artifacts/freeze/dae-0/config.json").read_text())
+    assert config["bottleneck"]["kind"] == "kl"
+    finished.run("git", "checkout", "params.yaml")
+    log = finished.dvc("repro")
+    assert "Running stage" not in log
+    assert finished.files(*PRODUCED) == before
+    assert finished.run("git", "status", "--short") == ""
+
+
 def test_dvc_shows_metrics_plots_and_parameters(finished):
     shown = json.loads(finished.dvc("metrics", "show", "--json"))[""]["data"]
     assert {f"metrics/{stage}/{run}.json" for stage in PER_ARM for run in ("baseline-0", "dae-0")} <= shown.keys()
@@ -111,7 +127,8 @@ def test_dvc_shows_metrics_plots_and_parameters(finished):
 
     assert "index.html" in finished.dvc("plots", "show")
     page = (finished.folder / "dvc_plots/index.html").read_text()
-    assert all(text in page for text in ("pixel", "nll", *(f"curves/{stage}/dae-0.csv" for stage in ("stage1", "stage2", "prior"))))
+    drawn = (f"curves/{stage}/dae-0.csv" for stage in ("stage1", "stage2", "prior"))
+    assert all(text in page for text in ("pixel", "transformer_loss", *drawn))
     assert finished.run("git", "status", "--short") == ""
 
 

@@ -13,16 +13,18 @@ import yaml
 from models.autoencoder import AutoencoderConfig, Decoder, Encoder
 from models.bottleneck import build_bottleneck
 from models.discriminator import PatchDiscriminator
-from models.transformer import Transformer, TransformerConfig
+from models.priors import build_prior
+from models.transformer import TransformerConfig
 from params import Params, load_params
 from storage.sources import open_source
+from tests.clone import GIT
 from training.autoencoder import autoencoder_config, bottleneck_config
 from training.prior import prior_config
 
 PROJECT = Path(__file__).parent.parent
 PRESETS = {path.stem: path for path in sorted((PROJECT / "presets").glob("*.yaml"))}
 NUM_CLASSES = 10  # of any labelled data set
-NOT_IN_THE_REPOSITORY = {"faceshq-256"}  # whose images a user has to bring
+NOT_IN_THE_REPOSITORY = {"faceshq-256", "ffhq-256-dit"}  # whose images a user has to bring
 
 each_preset = pytest.mark.parametrize("name", PRESETS)
 
@@ -31,14 +33,19 @@ def arm_config(params: Params, arm: str) -> AutoencoderConfig:
     """Stage 1's autoencoder of an arm, as training/autoencoder.py builds it."""
     settings = params.arms[arm].stage1
     dropout = max(settings.dropout, params.autoencoder.dropout)
-    size, code_dim = params.dataset.image_size, params.bottleneck.code_dim
-    return autoencoder_config(params.autoencoder, size, code_dim, settings.channels_multiplier, dropout)
+    bottleneck = build_bottleneck(bottleneck_config(params))
+    return autoencoder_config(params.autoencoder, params.dataset.image_size, bottleneck, settings.channels_multiplier, dropout)
 
 
-def build_prior(params: Params, latent_size: int) -> Transformer:
-    grid = (latent_size, latent_size)
-    latents = SimpleNamespace(num_codes=params.bottleneck.num_codes, grid=grid, labels=list(range(NUM_CLASSES)))
-    return Transformer(prior_config(params.prior, latents))
+def prior_of(params: Params, latent_size: int) -> torch.nn.Module:
+    """The prior of a preset, as training/prior.py builds it."""
+    bottleneck = build_bottleneck(bottleneck_config(params))
+    kind = {
+        "num_codes": getattr(bottleneck, "num_codes", None),
+        "num_channels": None if bottleneck.is_discrete else bottleneck.latent_channels,
+    }
+    latents = SimpleNamespace(grid=(latent_size, latent_size), labels=list(range(NUM_CLASSES)), **kind)
+    return build_prior(prior_config(params.prior, latents))
 
 
 def num_parameters(module: torch.nn.Module) -> int:
@@ -46,7 +53,7 @@ def num_parameters(module: torch.nn.Module) -> int:
 
 
 def test_the_documented_presets_are_there():
-    assert set(PRESETS) == {"default", "smoke", "cifar10", "faceshq-256"}
+    assert set(PRESETS) == {"default", "smoke", "cifar10", "faceshq-256", "faces-dit", "cifar10-dit", "ffhq-256-dit"}
 
 
 def test_the_default_preset_is_params_yaml():
@@ -105,20 +112,21 @@ def test_its_header_states_what_a_reader_asks(name):
 @each_preset
 def test_encoder_bottleneck_and_every_arms_decoders_fit_together(name):
     params = load_params(PRESETS[name])
-    side, dim = params.dataset.image_size, params.bottleneck.code_dim
+    side = params.dataset.image_size
     for arm, settings in params.arms.items():
         config = arm_config(params, arm)
-        full = autoencoder_config(params.autoencoder, side, dim, 1.0, params.autoencoder.dropout)
+        bottleneck = build_bottleneck(bottleneck_config(params))  # on the CPU: autocast knows no meta device
+        full = autoencoder_config(params.autoencoder, side, bottleneck, 1.0, params.autoencoder.dropout)
         with torch.device("meta"):
             images = torch.empty(2, 3, side, side)
             z = Encoder(config)(images)
             auxiliary, decoder = Decoder(config), Decoder(full)
-        bottleneck = build_bottleneck(bottleneck_config(params))  # on the CPU: autocast knows no meta device
-        tokens = bottleneck.encode(torch.zeros(z.shape))["tokens"]
-        codes = bottleneck.decode({"tokens": tokens}).to("meta")
-        assert z.shape == codes.shape == (2, dim, config.latent_size, config.latent_size)
-        assert tokens.shape == (2, config.latent_size, config.latent_size)
-        assert auxiliary(codes).shape == decoder(codes).shape == images.shape
+        latents = bottleneck.encode(torch.zeros(z.shape))
+        decoded = bottleneck.decode(latents).to("meta")
+        grid = (config.latent_size, config.latent_size)
+        assert z.shape == (2, bottleneck.encoder_channels, *grid) and decoded.shape == (2, bottleneck.latent_channels, *grid)
+        assert all(values.shape == ((2, *grid) if bottleneck.is_discrete else decoded.shape) for values in latents.values())
+        assert auxiliary(decoded).shape == decoder(decoded).shape == images.shape
         if settings.stage2.start == "stage1":
             assert {k: v.shape for k, v in auxiliary.state_dict().items()} == {k: v.shape for k, v in decoder.state_dict().items()}
         is_weak = num_parameters(auxiliary) < num_parameters(decoder) or config.decoder_dropout > full.decoder_dropout
@@ -145,20 +153,24 @@ def test_the_discriminator_judges_more_than_one_patch(name):
 
 
 @each_preset
-def test_the_prior_covers_every_token(name):
+def test_the_prior_covers_the_whole_latent(name):
     params = load_params(PRESETS[name])
-    latent_size = arm_config(params, "baseline").latent_size
+    config = arm_config(params, "baseline")
     with torch.device("meta"):
-        prior = build_prior(params, latent_size)
-        tokens = torch.empty(2, latent_size, latent_size, dtype=torch.int64)
+        prior = prior_of(params, config.latent_size)
         labels = torch.empty(2, dtype=torch.int64)
-        logits = prior(tokens.flatten(1)[:, :-1], labels)
-        assert prior.loss({"tokens": tokens}, labels).shape == (2,)
-    assert logits.shape == (2, latent_size**2, params.bottleneck.num_codes)
+        if params.prior.kind == "dit":
+            z = torch.empty(2, config.latent_channels, config.latent_size, config.latent_size)
+            assert prior(z, torch.empty(2), labels).shape == z.shape
+            assert prior.loss({"mean": z, "logvar": z}, labels).shape == (2,)
+        else:
+            tokens = torch.empty(2, config.latent_size, config.latent_size, dtype=torch.int64)
+            assert prior(tokens.flatten(1)[:, :-1], labels).shape == (2, config.latent_size**2, params.bottleneck.num_codes)
+            assert prior.loss({"tokens": tokens}, labels).shape == (2,)
     assert prior.config.num_classes == (NUM_CLASSES if params.prior.class_conditional else 0)
 
 
-@pytest.mark.parametrize("name", ["default", "smoke"])
+@pytest.mark.parametrize("name", ["default", "smoke", "faces-dit"])
 def test_a_drawn_source_has_images_for_training_and_evaluation(name):
     params = load_params(PRESETS[name])
     source = open_source(PROJECT / params.dataset.source, params.dataset.split)
@@ -173,7 +185,7 @@ def test_faceshq_has_the_sizes_of_the_published_models():
     with torch.device("meta"):
         encoder, decoder, bottleneck = Encoder(config), Decoder(config), build_bottleneck(bottleneck_config(params))
         weak = Decoder(arm_config(params, "dae"))
-        prior = build_prior(params, config.latent_size)
+        prior = prior_of(params, config.latent_size)
     assert config.latent_size == 16
     assert num_parameters(encoder) == pytest.approx(29.3e6, rel=0.005)
     assert num_parameters(decoder) == pytest.approx(42.45e6, rel=0.005)
@@ -190,7 +202,9 @@ def test_faceshq_learns_at_tamings_rate():
         assert settings.learning_rate == pytest.approx(4.5e-6 * settings.batch_size)
 
 
-def test_make_preset_copies_a_valid_preset_and_refuses_another(tmp_path):
+@pytest.fixture
+def make_preset(tmp_path):
+    """``make_preset(name)`` runs ``make preset`` in a folder with the project's presets and no params.yaml yet."""
     make = shutil.which("make")
     if make is None:
         pytest.skip("make is not installed")
@@ -204,10 +218,44 @@ def test_make_preset_copies_a_valid_preset_and_refuses_another(tmp_path):
     def run(name):
         return subprocess.run([make, "preset", f"NAME={name}"], cwd=tmp_path, env=environment, capture_output=True, text=True)
 
-    assert run("smoke").returncode == 0
+    return run
+
+
+def test_make_preset_copies_a_valid_preset_and_refuses_another(make_preset, tmp_path):
+    assert make_preset("smoke").returncode == 0
     assert (tmp_path / "params.yaml").read_bytes() == PRESETS["smoke"].read_bytes()
     for name, message in {"no-such": "no presets/no-such.yaml", "faceshq-256": "data/faceshq does not exist"}.items():
-        result = run(name)
+        result = make_preset(name)
         assert result.returncode != 0
         assert message in result.stderr + result.stdout
         assert (tmp_path / "params.yaml").read_bytes() == PRESETS["smoke"].read_bytes()
+
+
+def test_make_preset_overwrites_what_git_or_a_preset_holds_and_no_edits_of_the_users(make_preset, tmp_path):
+    params, edited = tmp_path / "params.yaml", PRESETS["default"].read_text() + "# mine\n"
+    params.write_text(edited)
+    refused = make_preset("smoke")
+    assert refused.returncode != 0 and params.read_text() == edited
+    [line] = [line for line in refused.stdout.splitlines() if line.startswith("error: ")]
+    assert "git commit params.yaml" in line and "cp params.yaml presets/" in line and "git checkout params.yaml" in line
+
+    for command in (["init", "--quiet"], ["add", "params.yaml"], ["commit", "--quiet", "--message", "mine"]):
+        subprocess.run([*GIT, *command], cwd=tmp_path, check=True)
+    assert make_preset("smoke").returncode == 0  # git holds it
+    assert make_preset("faces-dit").returncode == 0  # and another preset, not edited, is lost by nobody
+    assert params.read_bytes() == PRESETS["faces-dit"].read_bytes()
+
+    params.write_text(edited + "# more\n")
+    shutil.copy(params, tmp_path / "presets/mine.yaml")
+    assert make_preset("smoke").returncode == 0
+    assert make_preset("mine").returncode == 0 and params.read_text() == edited + "# more\n"
+
+
+def test_run_with_a_preset_makes_it_the_parameters_first():
+    command = ["make", "--dry-run", "--old-file", "setup", "run"]
+    plans = [
+        subprocess.run([*command, *extra], cwd=PROJECT, capture_output=True, text=True, check=True).stdout
+        for extra in ([], ["PRESET=smoke"])
+    ]
+    copies = "cp presets/smoke.yaml params.yaml"
+    assert copies not in plans[0] and 0 < plans[1].index(copies) < plans[1].index("dvc repro")

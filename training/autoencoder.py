@@ -14,7 +14,7 @@ from models.autoencoder import AutoencoderConfig, Decoder, Encoder, from_uint8
 from models.bottleneck import build_bottleneck, usage_metrics
 from models.discriminator import PatchDiscriminator
 from models.losses import balance_adversarial, discriminator_hinge_loss, generator_hinge_loss
-from params import Autoencoder, ReconstructionLoss
+from sections import Autoencoder, ReconstructionLoss
 from storage.decoders import load_decoder
 from storage.frozen import load_frozen
 from storage.latents import LatentDataset
@@ -118,16 +118,12 @@ class Stage1Objective:
         image_size = read_manifest(inputs.shards)["image_size"]
         arm = params.arm.stage1
         self.bottleneck_config = bottleneck_config(params)
-        self.config = autoencoder_config(
-            params.autoencoder,
-            image_size,
-            params.bottleneck.code_dim,
-            arm.channels_multiplier,
-            max(arm.dropout, params.autoencoder.dropout),
-        )
+        bottleneck = _seeded(params.seed, "bottleneck", lambda: build_bottleneck(self.bottleneck_config))
+        dropout = max(arm.dropout, params.autoencoder.dropout)
+        self.config = autoencoder_config(params.autoencoder, image_size, bottleneck, arm.channels_multiplier, dropout)
         parts = {
             "encoder": _seeded(params.seed, "encoder", lambda: Encoder(self.config)),
-            "bottleneck": _seeded(params.seed, "bottleneck", lambda: build_bottleneck(self.bottleneck_config)),
+            "bottleneck": bottleneck,
             "decoder": _seeded(params.seed, "decoder", lambda: Decoder(self.config)),
         }
         self.modules: dict[str, nn.Module] = {"autoencoder": _place(nn.ModuleDict(parts), device)}
@@ -147,16 +143,19 @@ class Stage1Objective:
 
     def validate(self, averages: dict[str, nn.Module]) -> dict[str, float]:
         autoencoder = averages["autoencoder"]
+        bottleneck = autoencoder["bottleneck"]
         squared_errors, tokens = [], []
         for indices in _validation_batches(len(self.validation)):
             images = _to_images(self.validation.images(indices), self.device)
-            latents = autoencoder["bottleneck"].encode(autoencoder["encoder"](images))
-            reconstruction = autoencoder["decoder"](autoencoder["bottleneck"].decode(latents))
-            squared_errors.append(_squared_error(reconstruction, images))
-            tokens.append(latents["tokens"].flatten())
-        counts = torch.bincount(torch.cat(tokens), minlength=self.bottleneck_config["num_codes"])
-        usage = {f"validation_{name}": value.item() for name, value in usage_metrics(counts).items()}
-        return {"validation_psnr_db": _psnr_db(squared_errors), **usage}
+            latents = bottleneck.encode(autoencoder["encoder"](images))
+            squared_errors.append(_squared_error(autoencoder["decoder"](bottleneck.decode(latents)), images))
+            if bottleneck.is_discrete:
+                tokens.append(latents["tokens"].flatten())
+        metrics = {"validation_psnr_db": _psnr_db(squared_errors)}
+        if bottleneck.is_discrete:
+            usage = usage_metrics(torch.bincount(torch.cat(tokens), minlength=bottleneck.num_codes))
+            metrics |= {f"validation_{name}": value.item() for name, value in usage.items()}
+        return metrics
 
 
 class Stage2Objective:
@@ -170,8 +169,9 @@ class Stage2Objective:
         self.bottleneck, self.device = frozen.bottleneck, device
         self.examples = self._open_split(inputs, "train", frozen.sha256)
         self.validation = self._open_split(inputs, "validation", frozen.sha256)
-        size, code_dim = frozen.config["autoencoder"]["image_size"], frozen.config["autoencoder"]["latent_channels"]
-        self.config = autoencoder_config(params.autoencoder, size, code_dim, 1.0, params.autoencoder.dropout)
+        size = frozen.autoencoder_config.image_size
+        self.config = autoencoder_config(params.autoencoder, size, frozen.bottleneck, 1.0, params.autoencoder.dropout)
+        self.noise_std = self._noise_std(params.stage2.latent_noise)
         if params.arm.stage2.start == "stage1":
             decoder = load_decoder(inputs.stage1, frozen.sha256).requires_grad_(True)
         else:
@@ -187,8 +187,28 @@ class Stage2Objective:
     def loss(self, batch: dict[str, Tensor], step: int) -> tuple[Tensor, dict[str, Tensor]]:
         images = _to_images(batch.pop("images"), self.device)
         decoder = self.modules["decoder"]
+        if not self.bottleneck.is_discrete:
+            batch = {"mean": self._draw(**batch)}
         reconstruction = decoder(self.bottleneck.decode(batch))
         return self.loss_terms(reconstruction, images, decoder.last_layer, step)
+
+    def _draw(self, mean: Tensor, logvar: Tensor) -> Tensor:
+        """A sample of continuous latents, as stage 1's decoder saw them, with the noise that makes a decoder robust."""
+        sample = mean + torch.exp(0.5 * logvar) * torch.randn_like(mean)
+        return sample if self.noise_std is None else sample + self.noise_std * torch.randn_like(mean)  # (B, D, h, w)
+
+    def _noise_std(self, latent_noise: float) -> Tensor | None:
+        """Standard deviation (D, 1, 1) of the noise on each channel; None: no noise.
+
+        Raises:
+            PipelineError: when the latents are tokens, to which no noise can be added.
+        """
+        if not latent_noise:
+            return None
+        if self.bottleneck.is_discrete:
+            raise PipelineError(f"stage2.latent_noise {latent_noise} needs continuous latents; with tokens it must be 0.0")
+        _, std = self.examples.latents.statistics
+        return (latent_noise * std.float())[:, None, None].to(self.device)
 
     def validate(self, averages: dict[str, nn.Module]) -> dict[str, float]:
         squared_errors = []
@@ -200,9 +220,9 @@ class Stage2Objective:
 
 
 def autoencoder_config(
-    settings: Autoencoder, image_size: int, latent_channels: int, channels_multiplier: float, decoder_dropout: float
+    settings: Autoencoder, image_size: int, bottleneck: nn.Module, channels_multiplier: float, decoder_dropout: float
 ) -> AutoencoderConfig:
-    """The shape of an autoencoder whose decoder has ``channels_multiplier`` times the encoder's channels."""
+    """The shape of an autoencoder around a bottleneck, whose decoder has ``channels_multiplier`` times the encoder's channels."""
     return AutoencoderConfig(
         image_size=image_size,
         patch_size=settings.patch_size,
@@ -210,7 +230,8 @@ def autoencoder_config(
         channel_multipliers=tuple(settings.channel_multipliers),
         num_res_blocks=settings.num_res_blocks,
         attention_resolutions=tuple(settings.attention_resolutions),
-        latent_channels=latent_channels,
+        encoder_channels_out=bottleneck.encoder_channels,
+        latent_channels=bottleneck.latent_channels,
         decoder_channels=max(1, round(settings.channels * channels_multiplier)),
         encoder_dropout=settings.dropout,
         decoder_dropout=decoder_dropout,

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from errors import PipelineError
-from params import Runtime
+from sections import Runtime
 
 PROJECT = str(Path(__file__).parent.parent)
 LOCAL_SETTINGS = {

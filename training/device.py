@@ -7,7 +7,7 @@ import sys
 import torch
 
 from errors import PipelineError
-from params import Runtime
+from sections import Runtime
 
 MALLOPT_TRIM_THRESHOLD, MALLOPT_MMAP_THRESHOLD = -1, -3
 KEPT_BYTES = 128 << 20  # freed memory that a process holds on to

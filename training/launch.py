@@ -11,8 +11,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from errors import PipelineError
-from params import Optimization
 from progress import progress_bar
+from sections import Optimization
 from storage.files import read_json, write_json
 from training.cluster import ray_session
 from training.device import prepare_device

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from errors import PipelineError
-from params import Optimization, Runtime
+from sections import Optimization, Runtime
 from training.checkpoint import load_checkpoint, save_checkpoint
 from training.randomness import batch_indices, derive_seed
 from training.schedule import MovingAverage, build_optimizer, learning_rate

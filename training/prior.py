@@ -1,4 +1,4 @@
-"""Objective of the prior: the distribution of the frozen latents, judged by its likelihood of the validation images."""
+"""Objective of the prior: the distribution of the frozen latents, judged by its own loss on the validation images."""
 
 from __future__ import annotations
 
@@ -8,66 +8,86 @@ import torch
 from torch import Tensor, nn
 
 from errors import PipelineError
-from models.transformer import Transformer, TransformerConfig
-from params import Prior
+from models.dit import SIZES
+from models.priors import build_prior
+from sections import Prior
 from storage.latents import LatentDataset
 from training.randomness import derive_seed
 
 VALIDATION_BATCH_SIZE = 250
+FLIPPED = "flipped_"  # begins the names of mirror images' latents in a batch
 
 
 class LabelledLatents:
-    """Latents and labels of one split, for training a prior."""
+    """Latents and labels of one split, for training a prior; with ``all_views``, those of mirror images beside them."""
 
-    def __init__(self, latents: LatentDataset):
+    def __init__(self, latents: LatentDataset, all_views: bool):
         self.latents = latents
+        self.has_flips = all_views and latents.num_views > 1
 
     def __len__(self) -> int:
         return len(self.latents)
 
     def batch(self, indices: list[int]) -> dict[str, Tensor]:
         labels = torch.tensor([self.latents.labels[index] for index in indices])
-        return {**self.latents.batch(indices), "labels": labels}
+        flipped = self.latents.batch(indices, view=1) if self.has_flips else {}
+        return {**self.latents.batch(indices), **{FLIPPED + name: values for name, values in flipped.items()}, "labels": labels}
 
 
 class PriorObjective:
-    """Maximum likelihood; the exported step is the one with the lowest validation loss."""
+    """The prior's own loss; the exported step is the one with the lowest on the validation images."""
 
     averaged = ("prior",)
-    selection = "validation_nll"
 
     def __init__(self, params: SimpleNamespace, inputs: SimpleNamespace, device: torch.device):
         self.device = device
-        self.examples = LabelledLatents(LatentDataset(inputs.encode, "train"))
-        self.validation = LabelledLatents(LatentDataset(inputs.encode, "validation"))
-        self.frozen_sha256 = self.examples.latents.frozen_sha256
-        self.config = prior_config(params.prior, self.examples.latents)
+        self.examples = LabelledLatents(LatentDataset(inputs.encode, "train"), all_views=True)
+        self.validation = LabelledLatents(LatentDataset(inputs.encode, "validation"), all_views=False)
+        latents = self.examples.latents
+        self.frozen_sha256 = latents.frozen_sha256
         torch.manual_seed(derive_seed(params.seed, "init", "prior"))
+        prior = build_prior(prior_config(params.prior, latents))
+        if latents.num_channels is not None:
+            prior.set_statistics(*(values.float() for values in latents.statistics))
+        self.config = prior.config
+        self.column = f"{params.prior.kind}_loss"  # of the curves: those of different kinds share none, and dvc.yaml can name it
+        self.selection = f"validation_{self.column}"
         self.learning_rate_factors: dict[str, float] = {}
-        self.modules: dict[str, nn.Module] = {"prior": Transformer(self.config).to(device)}
+        self.modules: dict[str, nn.Module] = {"prior": prior.to(device)}
 
     def loss(self, batch: dict[str, Tensor], step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        nll = self._nll(self.modules["prior"], batch).mean()
-        return nll, {"nll": nll}
+        loss = self._losses(self.modules["prior"], _draw_views(batch)).mean()
+        return loss, {self.column: loss}
 
     def validate(self, averages: dict[str, nn.Module]) -> dict[str, float]:
         total = 0.0
         for start in range(0, len(self.validation), VALIDATION_BATCH_SIZE):
             indices = list(range(start, min(start + VALIDATION_BATCH_SIZE, len(self.validation))))
             batch = {name: tensor.to(self.device) for name, tensor in self.validation.batch(indices).items()}
-            total += self._nll(averages["prior"], batch).double().sum().item()
-        return {"validation_nll": total / len(self.validation)}
+            total += self._losses(averages["prior"], batch).double().sum().item()
+        return {self.selection: total / len(self.validation)}
 
-    def _nll(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    def _losses(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
         labels = batch["labels"] if self.config.num_classes else torch.full_like(batch["labels"], -1)
         return model.loss({name: tensor for name, tensor in batch.items() if name != "labels"}, labels)  # (B,)
 
 
-def prior_config(settings: Prior, latents: LatentDataset) -> TransformerConfig:
-    """The shape of a prior for these latents.
+def _draw_views(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """For each image its latents or its mirror image's, as torch's generator, seeded with every step, has it."""
+    flipped = {name.removeprefix(FLIPPED): values for name, values in batch.items() if name.startswith(FLIPPED)}
+    if not flipped:
+        return batch
+    is_flipped = torch.rand(len(batch["labels"]), device=batch["labels"].device) < 0.5  # (B,)
+    drawn = {name: torch.where(is_flipped.view(-1, *[1] * (values.ndim - 1)), values, batch[name]) for name, values in flipped.items()}
+    return {**drawn, "labels": batch["labels"]}
+
+
+def prior_config(settings: Prior, latents: LatentDataset) -> dict:
+    """The kind and shape of a prior for these latents, from which models.priors.build_prior builds it.
 
     Raises:
-        PipelineError: when it is to be class-conditional and the latents have no labels, or only some have.
+        PipelineError: when it does not model this kind of latent; when it is to be class-conditional and the latents
+            have no labels, or only some have.
     """
     num_classes = 0
     if settings.class_conditional:
@@ -78,13 +98,15 @@ def prior_config(settings: Prior, latents: LatentDataset) -> TransformerConfig:
                 "images into one subfolder per class, or set it to false"
             )
         num_classes = max(latents.labels) + 1
-    return TransformerConfig(
-        num_codes=latents.num_codes,
-        latent_size=latents.grid[0],
-        num_classes=num_classes,
-        num_layers=settings.num_layers,
-        num_heads=settings.num_heads,
-        width=settings.width,
-        dropout=settings.dropout,
-        label_dropout=settings.label_dropout if num_classes else 0.0,
-    )
+    shape = settings.model_dump(exclude={"class_conditional", "training", "size"})
+    shape |= {"latent_size": latents.grid[0], "num_classes": num_classes, "label_dropout": settings.label_dropout if num_classes else 0.0}
+    if settings.kind == "dit":
+        _require(latents.num_channels is not None, settings, latents, "continuous latents (bottleneck.kind kl)")
+        return shape | {"latent_channels": latents.num_channels} | (SIZES[settings.size] if settings.size else {})
+    _require(latents.num_codes is not None, settings, latents, "tokens (bottleneck.kind vq or fsq)")
+    return shape | {"num_codes": latents.num_codes}
+
+
+def _require(fits: bool, settings: Prior, latents: LatentDataset, what: str) -> None:
+    if not fits:
+        raise PipelineError(f"{latents.folder}: prior.kind {settings.kind} models {what}, and these are not; run dvc repro encode")

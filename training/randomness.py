@@ -1,6 +1,7 @@
 """All randomness is a function of names and numbers: (seed, what for, step, ...). Nothing to save, nothing to restore."""
 
 import hashlib
+from collections.abc import Sequence
 from functools import lru_cache
 
 import torch
@@ -13,11 +14,28 @@ def derive_seed(*parts: int | str) -> int:
     return int.from_bytes(digest[:8], "little") >> 1
 
 
-def uniform_rows(num_columns: int, indices: range, *parts: int | str) -> Tensor:
-    """Uniform noise in [0, 1), (len(indices), num_columns), each row a function of its own index alone."""
-    generator = torch.Generator()
-    rows = [torch.rand(num_columns, generator=generator.manual_seed(derive_seed(*parts, index))) for index in indices]
-    return torch.stack(rows)
+class RowRandomness:
+    """Random numbers for a batch, each row a function of its own index alone, whatever batch it is drawn in.
+
+    Each call draws anew, and continues where the last one left off.
+
+    Args:
+        indices: one per row.
+        seed, name: with an index, what a row's numbers follow from.
+        device: where results are wanted; they are drawn on the CPU, so that they are the same everywhere.
+    """
+
+    def __init__(self, indices: Sequence[int], seed: int, name: str, device: torch.device):
+        self.generators = [torch.Generator().manual_seed(derive_seed(seed, name, index)) for index in indices]
+        self.device = device
+
+    def uniform(self, *shape: int) -> Tensor:
+        """Uniform in [0, 1), (B, *shape)."""
+        return torch.stack([torch.rand(shape, generator=generator) for generator in self.generators]).to(self.device)
+
+    def normal(self, *shape: int) -> Tensor:
+        """Standard normal, (B, *shape)."""
+        return torch.stack([torch.randn(shape, generator=generator) for generator in self.generators]).to(self.device)
 
 
 def batch_indices(num_examples: int, batch_size: int, seed: int, step: int) -> list[int]:

@@ -6,7 +6,7 @@ import math
 import torch
 from torch import nn
 
-from params import Optimization
+from sections import Optimization
 
 
 def learning_rate(optimization: Optimization, step: int, num_steps: int) -> float:

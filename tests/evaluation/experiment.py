@@ -126,7 +126,7 @@ def _write_curves(root: Path, arm: str, seed: int) -> None:
     columns = {
         "stage1": {"perceptual": 0.6, "psnr_db": -20.0, "validation_psnr_db": -20.0},
         "stage2": {"perceptual": 0.6},
-        "prior": {"nll_nats_per_token": 5.0, "validation_nll_nats_per_token": 5.0},
+        "prior": {"transformer_loss": 5.0, "validation_transformer_loss": 5.0},
     }
     steps = (JOINT if arm == "baseline" else HALVES) | {"prior": 800}
     noise = np.random.default_rng(seed)

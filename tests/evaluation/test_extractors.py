@@ -23,7 +23,7 @@ from evaluation.fidelity import (
     sample_metrics,
 )
 from models.autoencoder import from_uint8
-from params import Evaluation
+from sections import Evaluation
 from tests.evaluation.faces import faces
 
 CPU = torch.device("cpu")

@@ -17,7 +17,7 @@ from evaluation.fidelity import (
     metric_names,
     precision_recall,
 )
-from params import Evaluation
+from sections import Evaluation
 from tests.evaluation.faces import blurred, faces, noisy
 
 NUM_IMAGES = 100

@@ -14,6 +14,7 @@ SMALL = AutoencoderConfig(
     channel_multipliers=(1, 2),
     num_res_blocks=1,
     attention_resolutions=(4,),
+    encoder_channels_out=6,
     latent_channels=6,
     decoder_channels=8,
     encoder_dropout=0.0,
@@ -26,6 +27,7 @@ TAMING_FACESHQ = AutoencoderConfig(
     channel_multipliers=(1, 1, 2, 2, 4),
     num_res_blocks=2,
     attention_resolutions=(16,),
+    encoder_channels_out=256,
     latent_channels=256,
     decoder_channels=128,
     encoder_dropout=0.0,
@@ -38,6 +40,9 @@ def test_latents_and_images_have_the_promised_shapes():
     latents = Encoder(SMALL)(images)
     assert latents.shape == (3, 6, SMALL.latent_size, SMALL.latent_size) == (3, 6, 4, 4)
     assert Decoder(SMALL)(latents).shape == images.shape
+    gaussian = dataclasses.replace(SMALL, encoder_channels_out=12)
+    assert Encoder(gaussian)(images).shape == (3, 12, 4, 4)
+    assert Decoder(gaussian)(latents).shape == images.shape
 
 
 def test_a_halved_decoder_has_about_a_quarter_of_the_parameters():

@@ -1,4 +1,4 @@
-"""Vector quantisation: nearest codes, straight-through gradients, the commitment weight on the right term, revival."""
+"""What each bottleneck does to latents and gradients: vector quantisation, finite scalar quantisation, diagonal Gaussian."""
 
 import math
 
@@ -6,7 +6,11 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from models.bottleneck import VectorQuantizer, build_bottleneck, usage_metrics
+from models.bottleneck import DiagonalGaussian, FiniteScalarQuantizer, VectorQuantizer, build_bottleneck, usage_metrics
+
+VQ_CONFIG = {"kind": "vq", "num_codes": 16, "code_dim": 4, "commitment_weight": 0.25, "revive_after_steps": 7}
+FSQ_CONFIG = {"kind": "fsq", "levels": [8, 5, 3, 2]}
+KL_CONFIG = {"kind": "kl", "latent_channels": 3, "kl_weight": 0.5}
 
 
 def quantizer(**changes) -> VectorQuantizer:
@@ -83,6 +87,77 @@ def test_usage_and_perplexity_of_known_counts():
     assert skewed["codebook_perplexity"].item() == pytest.approx(math.exp(entropy))
 
 
-def test_rebuilt_from_its_config():
-    config = {"kind": "vq", "num_codes": 16, "code_dim": 4, "commitment_weight": 0.25, "revive_after_steps": 7}
-    assert build_bottleneck(config).revive_after_steps == 7
+@pytest.mark.parametrize("config", [VQ_CONFIG, FSQ_CONFIG, KL_CONFIG], ids=lambda config: config["kind"])
+def test_every_kind_keeps_the_interface_that_stages_rely_on(config):
+    bottleneck = build_bottleneck(config).train()
+    z = torch.randn(2, bottleneck.encoder_channels, 3, 3, requires_grad=True)
+    output, latents = bottleneck(z), bottleneck.encode(z)
+    assert output.z.shape == bottleneck.decode(latents).shape == (2, bottleneck.latent_channels, 3, 3)
+    assert output.loss.shape == () and all(metric.shape == () and not metric.requires_grad for metric in output.metrics.values())
+    (output.z.square().sum() + output.loss).backward()
+    assert z.grad.abs().sum() > 0
+    if bottleneck.is_discrete:
+        assert latents["tokens"].dtype == torch.int64 and 0 <= latents["tokens"].min() <= latents["tokens"].max() < bottleneck.num_codes
+    else:
+        assert {name: tensor.dtype for name, tensor in latents.items()} == {"mean": torch.float32, "logvar": torch.float32}
+
+
+@pytest.mark.parametrize("levels", [[8, 5, 5, 5], [2, 3, 4], [7]])
+def test_every_fsq_token_stands_for_its_own_code_and_comes_back_from_it(levels):
+    fsq = FiniteScalarQuantizer(levels)
+    tokens = torch.arange(math.prod(levels)).reshape(1, 1, -1)
+    codes = fsq.decode({"tokens": tokens})  # (1, D, 1, num_codes)
+    assert len(codes.flatten(2).squeeze(0).T.unique(dim=0)) == fsq.num_codes
+    half = torch.tensor(levels).reshape(-1, 1, 1) // 2
+    digits = (codes * half).round().long() + half  # undo the scaling: what the code's channels are
+    assert (digits.amin(dim=(0, 2, 3)) == 0).all() and (digits.amax(dim=(0, 2, 3)) == torch.tensor(levels) - 1).all()
+    assert torch.equal(fsq._to_tokens(digits.permute(0, 2, 3, 1)), tokens)
+
+
+def test_an_encoder_can_reach_every_fsq_code_and_training_feeds_the_decoder_exactly_what_is_stored():
+    fsq = FiniteScalarQuantizer([8, 5, 2])
+    sweep = torch.linspace(-8, 8, 81)
+    z = torch.stack(torch.meshgrid(sweep, sweep, sweep, indexing="ij")).reshape(1, 3, 81, -1)
+    latents, output = fsq.encode(z), fsq(z)
+    assert len(latents["tokens"].unique()) == fsq.num_codes == 80
+    assert torch.allclose(output.z, fsq.decode(latents), atol=1e-6)
+    assert output.metrics["codebook_usage"] == 1.0 and output.loss == 0
+
+
+def test_fsq_gradient_is_that_of_the_bounding_tanh_as_if_nothing_were_rounded():
+    fsq, z = FiniteScalarQuantizer([5, 5]), torch.randn(1, 2, 4, 4, requires_grad=True)
+    actual = torch.autograd.grad(fsq(z).z.sum(), z)[0]
+    expected = torch.autograd.grad((torch.tanh(z) * 2.002 / 2).sum(), z)[0]  # an odd number of levels: no offset
+    assert torch.allclose(actual, expected, atol=1e-6)
+
+
+def test_fsq_refuses_levels_that_cannot_be_told_apart():
+    with pytest.raises(ValueError, match="at least 2"):
+        FiniteScalarQuantizer([8, 1])
+
+
+def test_kl_term_is_the_closed_form_summed_per_image_and_weighted():
+    gaussian, z = DiagonalGaussian(latent_channels=3, kl_weight=0.25), torch.randn(4, 6, 2, 2)
+    mean, logvar = z.chunk(2, dim=1)
+    posterior = torch.distributions.Normal(mean, (0.5 * logvar).exp())
+    expected = torch.distributions.kl_divergence(posterior, torch.distributions.Normal(0.0, 1.0)).sum(dim=(1, 2, 3)).mean()
+    output = gaussian(z)
+    assert output.loss.item() == pytest.approx(0.25 * expected.item(), rel=1e-5)
+    assert output.metrics["kl"].item() == pytest.approx(expected.item(), rel=1e-5)
+    assert output.metrics["std"].item() == pytest.approx(posterior.stddev.mean().item(), rel=1e-5)
+    assert gaussian(torch.zeros(1, 6, 2, 2)).loss == 0
+
+
+def test_training_samples_the_gaussian_and_evaluation_takes_its_mean():
+    gaussian = DiagonalGaussian(latent_channels=1, kl_weight=0.0)
+    z = torch.cat([torch.full((4000, 1, 2, 2), 3.0), torch.full((4000, 1, 2, 2), math.log(0.25))], dim=1)
+    samples = gaussian.train()(z).z
+    assert samples.mean().item() == pytest.approx(3.0, abs=0.02)
+    assert samples.std().item() == pytest.approx(0.5, abs=0.02)
+    assert torch.equal(gaussian.eval()(z).z, z[:, :1])
+    assert torch.equal(gaussian.decode(gaussian.encode(z)), z[:, :1])
+
+
+def test_absurd_log_variances_stay_finite():
+    output = DiagonalGaussian(latent_channels=1, kl_weight=1.0)(torch.tensor([0.0, 1e6, 0.0, -1e6]).reshape(2, 2, 1, 1))
+    assert output.z.isfinite().all() and output.loss.isfinite()

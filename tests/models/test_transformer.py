@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from models.transformer import KVCache, Transformer, TransformerConfig, filter_logits, generate, pick_tokens
+from tests.models.rows import Rows, SharedRows
 
 CONFIG = TransformerConfig(
     num_codes=11, latent_size=3, num_classes=4, num_layers=2, num_heads=2, width=16, dropout=0.0, label_dropout=0.0
@@ -60,8 +61,7 @@ def test_labels_are_dropped_in_training_only():
 def test_samples_follow_the_models_distribution():
     """The frequency of the first token against its probability, in five standard deviations."""
     transformer, num = model(), 4000
-    torch.manual_seed(1)
-    tokens = generate(transformer, torch.zeros(num, dtype=torch.int64), torch.rand(num, 9))["tokens"]
+    tokens = generate(transformer, torch.zeros(num, dtype=torch.int64), SharedRows(num))["tokens"]
     assert tokens.shape == (num, 3, 3)
     expected = transformer(torch.empty(1, 0, dtype=torch.int64), torch.tensor([0]))[0, 0].softmax(-1)
     frequency = torch.bincount(tokens[:, 0, 0], minlength=11) / num
@@ -69,17 +69,18 @@ def test_samples_follow_the_models_distribution():
 
 
 def test_an_image_does_not_depend_on_its_batch():
-    transformer, labels, noise = model(), torch.randint(5, (6,)), torch.rand(6, 9)
-    together = generate(transformer, labels, noise)["tokens"]
-    alone = torch.cat([generate(transformer, labels[i : i + 1], noise[i : i + 1])["tokens"] for i in range(6)])
+    transformer, labels, random = model(), torch.randint(5, (6,)), Rows(range(6))
+    together = generate(transformer, labels, random)["tokens"]
+    alone = torch.cat([generate(transformer, labels[i : i + 1], Rows([i]))["tokens"] for i in range(6)])
     assert torch.equal(together, alone)
+    assert random.num_calls == 1  # the numbers of all tokens at once: a row's stream is its image's
 
 
 def test_guidance_of_one_is_no_guidance_and_more_pulls_towards_the_class():
-    transformer, labels, noise = model(), torch.ones(512, dtype=torch.int64), torch.rand(512, 9)
-    plain = generate(transformer, labels, noise, guidance_scale=1.0)
-    assert torch.equal(plain["tokens"], generate(transformer, labels, noise)["tokens"])
-    guided = generate(transformer, labels, noise, guidance_scale=3.0)
+    transformer, labels = model(), torch.ones(512, dtype=torch.int64)
+    plain = generate(transformer, labels, SharedRows(512), guidance_scale=1.0)
+    assert torch.equal(plain["tokens"], generate(transformer, labels, SharedRows(512))["tokens"])
+    guided = generate(transformer, labels, SharedRows(512), guidance_scale=3.0)
     none = torch.full_like(labels, transformer.no_class)
     margin = [transformer.loss(latents, none).mean() - transformer.loss(latents, labels).mean() for latents in (plain, guided)]
     assert margin[1] > margin[0]
@@ -87,8 +88,8 @@ def test_guidance_of_one_is_no_guidance_and_more_pulls_towards_the_class():
 
 def test_low_temperature_takes_the_likeliest_token():
     transformer, labels = model(), torch.zeros(5, dtype=torch.int64)
-    cold = generate(transformer, labels, torch.rand(5, 9), temperature=1e-4)["tokens"]
-    greedy = generate(transformer, labels, torch.rand(5, 9), top_k=1)["tokens"]
+    cold = generate(transformer, labels, Rows(range(5)), temperature=1e-4)["tokens"]
+    greedy = generate(transformer, labels, Rows(range(5, 10)), top_k=1)["tokens"]
     assert torch.equal(cold, greedy)
 
 
@@ -97,6 +98,18 @@ def test_filters_keep_exactly_the_promised_tokens(top_k, top_p, kept):
     logits = torch.tensor([[0.5, 0.1, 0.1001, 0.2999]]).log()
     filtered = filter_logits(logits, top_k, top_p)
     assert (filtered[0] > -torch.inf).nonzero().flatten().tolist() == kept
+
+
+def test_cached_sampling_draws_what_the_whole_prefix_computed_anew_would():
+    transformer, labels, noise = model(), torch.tensor([0, 2, 4]), Rows(range(3)).uniform(9)
+    tokens = torch.empty(3, 0, dtype=torch.int64)
+    for step in range(9):
+        none = transformer(tokens, torch.full_like(labels, transformer.no_class))[:, -1]
+        logits = none + 2.0 * (transformer(tokens, labels)[:, -1] - none)
+        drawn = pick_tokens(filter_logits(logits / 0.8, 5, None), noise[:, step])
+        tokens = torch.cat([tokens, drawn[:, None]], dim=1)
+    cached = generate(transformer, labels, Rows(range(3)), temperature=0.8, top_k=5, guidance_scale=2.0)["tokens"]
+    assert torch.equal(cached.flatten(1), tokens)
 
 
 def test_picking_inverts_the_cumulative_distribution_and_never_picks_the_impossible():

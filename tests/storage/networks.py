@@ -14,6 +14,7 @@ AUTOENCODER = AutoencoderConfig(
     channel_multipliers=(1, 2),
     num_res_blocks=1,
     attention_resolutions=(4,),
+    encoder_channels_out=4,
     latent_channels=4,
     decoder_channels=8,
     encoder_dropout=0.0,

@@ -26,7 +26,7 @@ def write(kind: str, folder) -> torch.nn.Module:
         save_decoder(folder, AUTOENCODER, module, FROZEN)
     else:
         module = Transformer(TRANSFORMER).eval()
-        save_prior(folder, TRANSFORMER, module, FROZEN, [5, 0, 7])
+        save_prior(folder, module, FROZEN, [5, 0, 7])
     return module
 
 

@@ -8,6 +8,8 @@ import pytest
 import torch
 
 from errors import PipelineError
+from models.autoencoder import Encoder
+from models.bottleneck import build_bottleneck
 from storage.frozen import encoder_config, load_encoder, load_frozen, save_encoder, save_probe
 from tests.storage.networks import AUTOENCODER, BOTTLENECK, images, networks, write_frozen
 
@@ -164,3 +166,17 @@ def test_what_stage1_writes_can_be_frozen_only_with_a_probe(tmp_path):
     save_encoder(tmp_path, encoder_config(AUTOENCODER, BOTTLENECK), parts["encoder"], parts["bottleneck"])
     load_encoder(tmp_path)
     assert "probe.safetensors" in refusal(tmp_path)
+
+
+@pytest.mark.parametrize(("shift", "is_accepted"), [(1e-4, True), (0.1, False)])
+def test_the_probe_of_a_continuous_encoder_allows_for_rounding_and_no_more(tmp_path, shift, is_accepted):
+    """``shift`` in standard deviations: about what another device's arithmetic makes of it, and another encoder."""
+    config, bottleneck = replace(AUTOENCODER, encoder_channels_out=8), {"kind": "kl", "latent_channels": 4, "kl_weight": 0.1}
+    torch.manual_seed(0)
+    save_encoder(tmp_path, encoder_config(config, bottleneck), Encoder(config).eval(), build_bottleneck(bottleneck).eval())
+    latents = load_encoder(tmp_path).encode(images())
+    save_probe(tmp_path, images(), {name: values + shift * values.std() for name, values in latents.items()})
+    if is_accepted:
+        assert load_frozen(tmp_path).encode(images()).keys() == {"mean", "logvar"}
+    else:
+        assert "of the probe's logvar" in refusal(tmp_path)

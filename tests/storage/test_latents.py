@@ -26,6 +26,10 @@ def tokens_of(shard: str) -> torch.Tensor:
     return torch.randint(NUM_CODES, (NUM_IMAGES[shard], *GRID), generator=torch.Generator().manual_seed(len(shard) + NUM_IMAGES[shard]))
 
 
+def latents_of(shard: str) -> dict[str, torch.Tensor]:
+    return {"tokens": tokens_of(shard)}
+
+
 def keys_of(shard: str) -> list[str]:
     return [f"{shard[0]}{shard[-1]}-{index}" for index in reversed(range(NUM_IMAGES[shard]))]  # in no alphabetical order
 
@@ -35,7 +39,7 @@ def folder(tmp_path) -> Path:
     splits: dict[str, list] = {"train": [], "validation": []}
     for shard, num_images in NUM_IMAGES.items():
         labels = [index % 3 - 1 for index in range(num_images)]
-        entry = write_latents(tmp_path / f"{shard}.arrow", spec(shard), keys_of(shard), labels, tokens_of(shard))
+        entry = write_latents(tmp_path / f"{shard}.arrow", spec(shard), keys_of(shard), labels, latents_of(shard))
         splits[shard.split("-")[0]].append(entry)
     write_latents_manifest(tmp_path, FROZEN, splits)
     return tmp_path
@@ -88,7 +92,7 @@ def test_anyone_can_read_the_file(folder):
 @pytest.mark.parametrize(("num_codes", "expected"), [(256, "uint16"), (65536, "uint16"), (65537, "int32"), (200_000, "int32")])
 def test_tokens_are_as_wide_as_the_codebook_needs(tmp_path, num_codes, expected):
     tokens = torch.tensor([[[0, 1, 2], [3, 4, num_codes - 1]]])
-    entry = write_latents(tmp_path / "a.arrow", spec("a", num_codes), ["key"], [-1], tokens)
+    entry = write_latents(tmp_path / "a.arrow", spec("a", num_codes), ["key"], [-1], {"tokens": tokens})
     write_latents_manifest(tmp_path, FROZEN, {"train": [entry]})
     assert str(pa.ipc.open_file(str(tmp_path / "a.arrow")).schema.field("tokens").type.value_type) == expected
     dataset = LatentDataset(tmp_path, "train", FROZEN)
@@ -96,7 +100,7 @@ def test_tokens_are_as_wide_as_the_codebook_needs(tmp_path, num_codes, expected)
 
 
 def test_same_latents_are_the_same_bytes(tmp_path):
-    arguments = spec("train-000000"), keys_of("train-000000"), [0] * 5, tokens_of("train-000000")
+    arguments = spec("train-000000"), keys_of("train-000000"), [0] * 5, latents_of("train-000000")
     entries = [write_latents(tmp_path / name / "a.arrow", *arguments) for name in ("1", "2")]
     assert entries[0] == entries[1]
     assert (tmp_path / "1/a.arrow").read_bytes() == (tmp_path / "2/a.arrow").read_bytes()
@@ -106,14 +110,16 @@ def test_same_latents_are_the_same_bytes(tmp_path):
 @pytest.mark.parametrize("shape", [(4, 2, 3), (5, 3, 2), (5, 6)])
 def test_tokens_of_another_shape_are_refused(tmp_path, shape):
     with pytest.raises(ValueError, match="expected"):
-        write_latents(tmp_path / "a.arrow", spec("train-000000"), keys_of("train-000000"), [0] * 5, torch.zeros(shape, dtype=torch.int64))
+        write_latents(
+            tmp_path / "a.arrow", spec("train-000000"), keys_of("train-000000"), [0] * 5, {"tokens": torch.zeros(shape, dtype=torch.int64)}
+        )
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("bad", [-1, 1 << 16])
 def test_token_that_does_not_fit_is_refused_and_not_wrapped(tmp_path, bad):
     with pytest.raises((pa.ArrowInvalid, OverflowError, ValueError)):
-        write_latents(tmp_path / "a.arrow", spec("a"), ["key"], [0], torch.full((1, *GRID), bad))
+        write_latents(tmp_path / "a.arrow", spec("a"), ["key"], [0], {"tokens": torch.full((1, *GRID), bad)})
     assert not list(tmp_path.iterdir())
 
 
@@ -141,7 +147,7 @@ def mapped_file(address: int) -> str:
 
 def test_tokens_stay_in_the_file(folder):
     dataset = LatentDataset(folder, "train", FROZEN)
-    addresses = [array.__array_interface__["data"][0] for array in dataset._arrays]
+    addresses = [array.__array_interface__["data"][0] for array in dataset._columns["tokens"]]
     assert [Path(mapped_file(address)).name for address in addresses] == ["train-000000.arrow", "train-000001.arrow"]
 
 
@@ -159,7 +165,7 @@ def test_copy_for_another_process_maps_the_files_again(folder):
     copy = pickle.loads(data)
     assert len(data) < 2000
     assert copy.keys == dataset.keys and torch.equal(copy.batch(range(8))["tokens"], dataset.batch(range(8))["tokens"])
-    assert mapped_file(copy._arrays[0].__array_interface__["data"][0]).endswith("train-000000.arrow")
+    assert mapped_file(copy._columns["tokens"][0].__array_interface__["data"][0]).endswith("train-000000.arrow")
 
 
 class Rows(Dataset):
@@ -189,13 +195,13 @@ def test_another_encoder_is_refused_with_both_hashes(folder):
 
 def test_file_of_another_encoder_in_the_folder_is_refused(folder):
     shard = "train-000001"
-    write_latents(folder / f"{shard}.arrow", spec(shard, frozen_sha256=OTHER), keys_of(shard), [0] * 3, tokens_of(shard))
+    write_latents(folder / f"{shard}.arrow", spec(shard, frozen_sha256=OTHER), keys_of(shard), [0] * 3, latents_of(shard))
     assert "train-000001.arrow" in refusal(folder)
 
 
 def test_file_with_other_rows_than_the_manifest_says_is_refused(folder):
     shard = "train-000001"
-    write_latents(folder / f"{shard}.arrow", spec(shard), keys_of(shard)[:2], [0] * 2, tokens_of(shard)[:2])
+    write_latents(folder / f"{shard}.arrow", spec(shard), keys_of(shard)[:2], [0] * 2, {"tokens": tokens_of(shard)[:2]})
     assert "train-000001.arrow" in refusal(folder)
 
 

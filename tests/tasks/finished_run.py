@@ -17,7 +17,7 @@ from tests.evaluation.faces import SIZE, faces
 
 RUN = "dae-0"
 NUM_CODES = 16
-CONFIG = AutoencoderConfig(SIZE, 2, 8, (1, 2), 1, (), 4, 8, 0.0, 0.0)
+CONFIG = AutoencoderConfig(SIZE, 2, 8, (1, 2), 1, (), 4, 4, 8, 0.0, 0.0)
 
 
 def small_params(**evaluation) -> Params:
@@ -80,7 +80,7 @@ def _write_latents(folder: Path, shards: Path, frozen: Frozen) -> None:
     validation, entries = ShardDataset(shards, "validation"), []
     for entry, rows in validation.shards:
         spec = LatentSpec((CONFIG.latent_size,) * 2, NUM_CODES, frozen.sha256, entry["name"], entry["sha256"])
-        tokens = frozen.encode(validation.images(rows))["tokens"]
+        latents = frozen.encode(validation.images(rows))
         keys, labels = validation.keys[rows.start : rows.stop], validation.labels[rows.start : rows.stop]
-        entries.append(write_latents(folder / entry["name"].replace(".tar", ".arrow"), spec, keys, labels, tokens))
+        entries.append(write_latents(folder / entry["name"].replace(".tar", ".arrow"), spec, keys, labels, latents))
     write_latents_manifest(folder, frozen.sha256, {"validation": entries})

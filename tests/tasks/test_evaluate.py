@@ -15,9 +15,11 @@ from storage.decoders import load_decoder
 from storage.files import read_json, write_json
 from storage.frozen import load_frozen
 from storage.latents import LatentDataset
-from tasks.evaluate import STAGE, Comparison
+from tasks.evaluate import STAGE, Comparison, latent_use
 from tasks.reference import STAGE as REFERENCE
 from tests.evaluation.faces import SIZE, faces
+from tests.storage.test_gaussian_latents import gaussians
+from tests.storage.test_gaussian_latents import write as write_gaussian_latents
 from tests.tasks.finished_run import NUM_CODES, RUN, small_params, write_images, write_run, write_shards
 
 PARAMS = small_params(num_images=24)
@@ -186,3 +188,16 @@ def test_too_few_samples_is_one_line(root):
     message = refused(root)
     for part in ("evaluation.num_images is 24", "10 sampled", "sample.num_images"):
         assert part in message
+
+
+def test_use_of_a_continuous_latent_is_that_of_all_validation_images(tmp_path):
+    """Against numpy over everything at once; the deviations are those of the training images, by which a prior normalises."""
+    write_gaussian_latents(tmp_path)
+    stored = {name: values.half().double().numpy() for name, values in gaussians("validation-000000", 1).items()}
+    mean, variance = stored["mean"], np.exp(stored["logvar"])
+    use = latent_use(LatentDataset(tmp_path, "validation"))
+    assert use["kl_nats_per_image"] == pytest.approx((0.5 * (mean**2 + variance - 1 - np.log(variance))).sum((1, 2, 3)).mean())
+    noise, between = variance.mean((0, 2, 3)), mean.var((0, 2, 3))
+    assert use["noise_share"] == pytest.approx((noise / (noise + between)).mean())
+    std = LatentDataset(tmp_path, "train").statistics[1]
+    assert (use["channel_std_min"], use["channel_std_max"]) == (std.min().item(), std.max().item())

@@ -124,3 +124,43 @@ def test_latents_of_other_shards_are_refused(tmp_path):
     other = write_tiny_shards(tmp_path / "other", num_images=20)
     with pytest.raises(PipelineError, match="made from other image shards"):
         LatentExamples(ShardDataset(other, "train"), LatentDataset(inputs.encode, "train"))
+
+
+KL = ("kl", "dit", "heun")
+
+
+def test_stage1_trains_a_gaussian_by_its_divergence_and_reports_no_codes(inputs):
+    objective = Stage1Objective(tiny_params(family=KL, bottleneck__kl_weight=1.0), inputs, CPU)
+    batch = objective.examples.batch([0, 1, 2, 3])
+    _, metrics = objective.loss(batch, 0)
+    assert metrics["kl"] > 0 and not any(name.startswith("codebook") for name in metrics)
+    assert all(gradients(objective, 500).values())
+    assert set(objective.validate(objective.modules)) == {"validation_psnr_db"}
+
+
+def test_a_weak_decoder_leaves_the_gaussian_encoder_as_wide_as_the_baselines(inputs):
+    baseline, dae = (Stage1Objective(tiny_params(arm, KL), inputs, CPU) for arm in ("baseline", "dae"))
+    assert baseline.config.encoder_channels_out == dae.config.encoder_channels_out == 2 * dae.config.latent_channels == 8
+    shapes = [{name: p.shape for name, p in o.modules["autoencoder"]["encoder"].named_parameters()} for o in (baseline, dae)]
+    assert shapes[0] == shapes[1]
+
+
+def test_stage2_sees_samples_of_the_latents_and_noise_in_their_own_scale(tmp_path):
+    """Without noise the decoder's input varies as the encoder says; with it, by latent_noise standard deviations more."""
+    inputs = write_tiny_latents(tmp_path, tiny_params(family=KL))
+    mean, logvar = torch.zeros(4000, 4, 2, 2), torch.full((4000, 4, 2, 2), -4.0)
+    drawn = {}
+    for noise in (0.0, 0.5):
+        objective = Stage2Objective(tiny_params(family=KL, stage2__latent_noise=noise), inputs, CPU)
+        torch.manual_seed(0)
+        drawn[noise] = objective._draw(mean, logvar).std((0, 2, 3))
+    _, std = objective.examples.latents.statistics
+    assert torch.allclose(drawn[0.0], torch.full((4,), torch.e**-2), rtol=0.03)
+    assert torch.allclose(drawn[0.5], (0.25 * std.float() ** 2 + torch.e**-4).sqrt(), rtol=0.03)
+
+
+def test_noise_on_tokens_is_refused(tmp_path):
+    inputs, params = write_tiny_latents(tmp_path, tiny_params()), tiny_params()
+    params.stage2 = params.stage2.model_copy(update={"latent_noise": 0.1})
+    with pytest.raises(PipelineError, match=r"stage2\.latent_noise 0\.1 needs continuous latents"):
+        Stage2Objective(params, inputs, CPU)

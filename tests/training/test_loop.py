@@ -8,10 +8,10 @@ import torch
 from torch import nn
 
 from errors import PipelineError
-from params import Optimization, Runtime
+from sections import Optimization, Runtime
 from training.checkpoint import FILE_NAME, load_checkpoint, save_checkpoint
 from training.loop import Trainer, curves_csv
-from training.randomness import batch_indices, derive_seed, uniform_rows
+from training.randomness import RowRandomness, batch_indices, derive_seed
 from training.schedule import MovingAverage, build_optimizer, learning_rate, resolve_step
 
 OPTIMIZATION = Optimization(
@@ -225,6 +225,11 @@ def test_every_epoch_is_a_permutation_and_epochs_differ():
     assert batch_indices(22, 4, 1, 5) != batch_indices(22, 4, 0, 5)
 
 
-def test_noise_depends_on_its_index_alone():
-    assert torch.equal(uniform_rows(5, range(3, 6), 0, "a"), uniform_rows(5, range(0, 8), 0, "a")[3:6])
+@pytest.mark.parametrize("kind", ["uniform", "normal"])
+def test_a_rows_noise_depends_on_its_index_alone_and_is_fresh_at_each_call(kind):
+    few, many = (RowRandomness(indices, 0, "a", torch.device("cpu")) for indices in (range(3, 6), range(0, 8)))
+    first, second = (getattr(few, kind)(2, 5) for _ in range(2))
+    assert first.shape == (3, 2, 5) and not torch.equal(first, second)
+    assert torch.equal(first, getattr(many, kind)(2, 5)[3:6]) and torch.equal(second, getattr(many, kind)(2, 5)[3:6])
+    assert not torch.equal(first, getattr(RowRandomness(range(3, 6), 0, "b", torch.device("cpu")), kind)(2, 5))
     assert derive_seed(0, "a", 1) != derive_seed(0, "a", 2) != derive_seed(1, "a", 2)

@@ -14,7 +14,6 @@ CPU = torch.device("cpu")
 def settings(**changes):
     return tiny_params(
         prior__class_conditional=True,
-        prior__dropout=0.0,
         prior__label_dropout=0.0,
         prior__training__batch_size=8,
         prior__training__validate_every_steps=5,
@@ -38,7 +37,7 @@ def test_validation_is_the_mean_likelihood_of_the_validation_latents(inputs):
     prior = objective.modules["prior"].eval()
     batch = objective.validation.batch(list(range(10)))
     expected = prior.loss({"tokens": batch["tokens"]}, batch["labels"]).mean().item()
-    assert objective.validate({"prior": prior})["validation_nll"] == pytest.approx(expected, rel=1e-5)
+    assert objective.validate({"prior": prior})["validation_transformer_loss"] == pytest.approx(expected, rel=1e-5)
 
 
 def test_class_conditioning_without_labels_is_one_clear_line(tmp_path):
@@ -73,3 +72,55 @@ def test_divergence_on_ray_workers_arrives_as_one_line(tmp_path, inputs):
     with pytest.raises(PipelineError, match="5 steps in a row were not finite"):
         train(PriorObjective, params, inputs, params.prior.training, 30, tmp_path / "run", "test")
     assert not list((tmp_path / "run").glob("error.json"))
+
+
+DIT = ("kl", "dit", "heun")
+STOPS_AT = 7
+
+
+def dit_settings(**changes):
+    flips = {"encode__horizontal_flip": True, "runtime__checkpoint_every_steps": 4}
+    return settings(**flips, **changes, family=DIT)
+
+
+class Stopped(PriorObjective):
+    """A prior whose training is ended in the middle of a step."""
+
+    def loss(self, batch, step):
+        if step == STOPS_AT:
+            raise KeyboardInterrupt
+        return super().loss(batch, step)
+
+
+def test_a_stopped_dit_resumes_to_the_same_bits(tmp_path):
+    params = dit_settings()
+    inputs = write_tiny_latents(tmp_path, params)
+
+    def run(objective, folder):
+        return train(objective, params, inputs, params.prior.training, 12, tmp_path / folder, "test")
+
+    whole = run(PriorObjective, "whole")
+    with pytest.raises(KeyboardInterrupt):
+        run(Stopped, "stopped")
+    resumed = run(PriorObjective, "stopped")
+    assert resumed.progress == whole.progress
+    states = [trainer.exported("prior").state_dict() for trainer in (whole, resumed)]
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+    mean, std = whole.objective.examples.latents.statistics
+    assert torch.equal(states[0]["latent_mean"], mean.float()) and torch.equal(states[0]["latent_std"], std.float())
+
+
+def test_a_view_is_drawn_for_each_image_at_each_step(tmp_path):
+    params = dit_settings()
+    objective = PriorObjective(params, write_tiny_latents(tmp_path, params), CPU)
+    batch = objective.examples.batch(list(range(24)))
+    original, flipped = (objective.examples.latents.batch(range(24), view)["mean"] for view in (0, 1))
+    seen = []
+    objective.modules["prior"].loss = lambda latents, labels: seen.append(latents) or torch.zeros(len(labels))
+    for seed in (0, 1, 0):
+        torch.manual_seed(seed)
+        objective.loss(batch, 0)
+    from_original, from_flipped = ((seen[0]["mean"] == view).flatten(1).all(1) for view in (original, flipped))
+    assert seen[0].keys() == {"mean", "logvar"} and (from_original ^ from_flipped).all() and 4 < from_flipped.sum() < 20
+    assert torch.equal(seen[0]["mean"], seen[2]["mean"]) and not torch.equal(seen[0]["mean"], seen[1]["mean"])
+    assert objective.validation.batch([0, 1]).keys() == {"mean", "logvar", "labels"}  # of the images as they are

@@ -11,25 +11,38 @@ from models.autoencoder import Encoder
 from models.bottleneck import build_bottleneck
 from params import Params, select_sections
 from storage.frozen import encoder_config, load_encoder, save_encoder, save_probe
-from storage.latents import LatentSpec, write_latents, write_latents_manifest
 from storage.shards import ShardDataset, write_manifest, write_shard
+from tasks.encode import run as encode
+from tests.families import with_family
 from training.autoencoder import autoencoder_config, bottleneck_config
 
 PROJECT = Path(__file__).parent.parent.parent
-SECTIONS = ("autoencoder", "bottleneck", "reconstruction_loss", "stage1", "stage2", "prior", "arms.{arm}.stage1", "arms.{arm}.stage2")
+SECTIONS = (
+    "autoencoder",
+    "bottleneck",
+    "reconstruction_loss",
+    "stage1",
+    "stage2",
+    "encode",
+    "prior",
+    "arms.{arm}.stage1",
+    "arms.{arm}.stage2",
+)
 SIZE = 16
 
 
-def tiny_params(arm: str = "dae", **changes):
-    """The default parameters, made small; ``changes`` are dotted keys with __ for the dots."""
-    tree = yaml.safe_load((PROJECT / "params.yaml").read_text())
+def tiny_params(arm: str = "dae", family: tuple[str, str, str] = ("vq", "transformer", "autoregressive"), **changes):
+    """The default parameters, made small; ``changes`` are dotted keys with __ for the dots.
+
+    Args:
+        family: bottleneck, prior and sampler.
+    """
+    tree = with_family(yaml.safe_load((PROJECT / "params.yaml").read_text()), *family)
     small = {
         "dataset__image_size": SIZE,
         "autoencoder__channels": 8,
         "autoencoder__patch_size": 2,
         "autoencoder__channel_multipliers": [1, 2],
-        "bottleneck__num_codes": 16,
-        "bottleneck__code_dim": 4,
         "reconstruction_loss__perceptual": "none",
         "reconstruction_loss__discriminator_channels": 4,
         "stage1__batch_size": 4,
@@ -75,21 +88,17 @@ def write_tiny_shards(folder: Path, num_images: int = 24, labels: bool = True) -
 def write_tiny_latents(root: Path, params) -> SimpleNamespace:
     """Shards, a frozen encoder with random weights, and its latents; returns the paths as a stage's inputs."""
     shards = write_tiny_shards(root / "shards")
-    config = autoencoder_config(params.autoencoder, SIZE, params.bottleneck.code_dim, 1.0, 0.0)
     torch.manual_seed(0)
-    encoder, bottleneck = Encoder(config).eval(), build_bottleneck(bottleneck_config(params)).eval()
-    sha256 = save_encoder(root / "freeze", encoder_config(config, bottleneck_config(params)), encoder, bottleneck)
+    bottleneck = build_bottleneck(bottleneck_config(params)).eval()
+    config = autoencoder_config(params.autoencoder, SIZE, bottleneck, 1.0, 0.0)
+    encoder = Encoder(config).eval()
+    save_encoder(root / "freeze", encoder_config(config, bottleneck_config(params)), encoder, bottleneck)
     frozen = load_encoder(root / "freeze")
     probe = ShardDataset(shards, "validation").images(range(2))
     save_probe(root / "freeze", probe, frozen.encode(probe))
-    entries = {}
-    for split in ("train", "validation"):
-        dataset = ShardDataset(shards, split)
-        for entry, rows in dataset.shards:
-            spec = LatentSpec((config.latent_size,) * 2, 16, sha256, entry["name"], entry["sha256"])
-            name = entry["name"].replace(".tar", ".arrow")
-            tokens = frozen.encode(dataset.images(rows))["tokens"]
-            keys, labels = dataset.keys[rows.start : rows.stop], dataset.labels[rows.start : rows.stop]
-            entries.setdefault(split, []).append(write_latents(root / "encode" / name, spec, keys, labels, tokens))
-    write_latents_manifest(root / "encode", sha256, entries)
+    outputs = SimpleNamespace(artifact=root / "encode", scratch=root / "encode-scratch")
+    for folder in vars(outputs).values():
+        folder.mkdir()
+    params.run_name = "tiny"
+    encode(params, SimpleNamespace(shards=shards, freeze=root / "freeze"), outputs)
     return SimpleNamespace(shards=shards, freeze=root / "freeze", encode=root / "encode", stage1=root / "stage1")

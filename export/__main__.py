@@ -1,0 +1,48 @@
+"""Write a trained generator, or its autoencoder for diffusers, as a folder that needs nothing of this project."""
+
+import argparse
+import errno
+import sys
+from pathlib import Path
+
+from errors import PipelineError
+from export.package import publish, require_free, write_diffusers, write_generator
+from export.run import read_run
+
+FORMATS = {"generator": write_generator, "diffusers": write_diffusers}
+
+
+def export(root: Path, arm: str, seed: int, target: Path, layout: str = "generator") -> None:
+    """Export one evaluated run of the project in ``root`` to the folder ``target``.
+
+    Raises:
+        PipelineError: when a stage has not been run, its results do not belong together, or ``target`` is taken.
+    """
+    require_free(target)  # before the weights are read
+    run = read_run(root, arm, seed)
+    publish(target, lambda folder: FORMATS[layout](folder, run))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m export", description=__doc__)
+    parser.add_argument("--arm", required=True, help="an entry of arms in params.yaml, evaluated")
+    parser.add_argument("--seed", type=int, required=True)
+    parser.add_argument("--to", type=Path, required=True, metavar="FOLDER", help="a new or empty folder")
+    parser.add_argument("--format", choices=FORMATS, default="generator", help="diffusers: the autoencoder alone, in its layout")
+    arguments = parser.parse_args()
+    target = arguments.to.resolve()
+    try:
+        export(Path("."), arguments.arm, arguments.seed, target, arguments.format)
+    except PipelineError as error:
+        sys.exit(f"error: export: {error}")
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+            raise
+        sys.exit(f"error: export: {error.strerror} ({error.filename}); nothing is half-written: make room or mend permissions, run again")
+    except KeyboardInterrupt:
+        sys.exit("error: export: interrupted; nothing is half-written")
+    print(f"{target}: README.md says how to use it")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,259 @@
+"""An exported generator draws what the sample stage draws, needs nothing of the project, and says what is on record."""
+
+import json
+import shutil
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+import torch
+from packaging.requirements import Requirement
+
+import export.package
+from errors import PipelineError
+from export.__main__ import export as export_run
+from export.__main__ import main
+from export.generator import Generator
+from stage import PROJECT
+from storage.decoders import load_decoder
+from storage.files import read_json, write_json
+from storage.frozen import load_frozen
+from storage.shards import ShardDataset
+from tests.export.runs import CLASSES, NUM_IMAGES, RUN, SEED, SIZE, write_run
+
+ISOLATED = """
+import sys
+libraries, folder = sys.argv[1:]
+sys.path[:0] = [folder, libraries]
+from generator import load
+generator = load()
+images = generator.sample(3, seed=3, batch_size=2)
+again = generator.decode(generator.encode(images))
+assert again.shape == images.shape and str(again.dtype) == "torch.uint8"
+with open("images", "wb") as file:
+    file.write(bytes(images.flatten().tolist()))
+print(*(module.__file__ for module in list(sys.modules.values()) if getattr(module, "__file__", None)), sep="\\n")
+"""
+
+
+@pytest.fixture(scope="module")
+def roots(tmp_path_factory):
+    """A finished run of each family; the transformer's and the DiT's are class-conditional."""
+    folder = tmp_path_factory.mktemp("runs")
+    return {family: write_run(folder / family, family, family != "maskgit") for family in ("transformer", "maskgit", "dit")}
+
+
+@pytest.fixture(scope="module")
+def folders(roots, tmp_path_factory):
+    """Each of them exported."""
+    folder = tmp_path_factory.mktemp("exported")
+    for family, root in roots.items():
+        export_run(root, "dae", SEED, folder / family)
+    return {family: folder / family for family in roots}
+
+
+@pytest.fixture
+def spoiled(roots, tmp_path):
+    """A copy of a run to spoil."""
+    return shutil.copytree(roots["transformer"], tmp_path / "copy")
+
+
+def refused(root: Path, **options) -> str:
+    target = root / "exported/here"
+    with pytest.raises(PipelineError) as error:
+        export_run(root, "dae", SEED, target, **options)
+    assert "\n" not in str(error.value)
+    assert not target.exists() and not list(root.glob("exported/.*"))
+    return str(error.value)
+
+
+@pytest.mark.parametrize("family", ["transformer", "maskgit", "dit"])
+def test_samples_are_the_sample_stages_own(roots, folders, family):
+    stage = ShardDataset(roots[family] / f"artifacts/sample/{RUN}", "samples")
+    expected = stage.images(range(NUM_IMAGES))
+    generator = Generator(folders[family])
+    images = generator.sample(NUM_IMAGES, seed=SEED, batch_size=4)
+    assert images.shape == (NUM_IMAGES, 3, SIZE, SIZE) and len(images.unique(dim=0)) == NUM_IMAGES
+    assert torch.equal(images, expected)
+    assert torch.equal(generator.sample(5, seed=SEED, first=3, batch_size=3), expected[3:8])
+    assert not torch.equal(generator.sample(NUM_IMAGES, seed=SEED + 1), expected)
+    if generator.classes:
+        assert generator.draw_labels(range(NUM_IMAGES), SEED).tolist() == stage.labels
+        assert torch.equal(generator.sample(NUM_IMAGES, seed=SEED, labels=stage.labels), expected)
+        by_name = [CLASSES[label] for label in stage.labels]
+        assert torch.equal(generator.sample(NUM_IMAGES, seed=SEED, labels=by_name), expected)
+        other = generator.sample(NUM_IMAGES, seed=SEED, labels=[1 - label for label in stage.labels])
+        assert not torch.equal(other, expected)
+
+
+def test_settings_can_be_replaced_and_no_others_given(folders):
+    generator = Generator(folders["dit"])
+    assert generator.settings == {"sampler": "heun", "num_steps": 3, "guidance_interval": [0.0, 1.0], "guidance_scale": 2.0}
+    assert not torch.equal(generator.sample(2, guidance_scale=1.0), generator.sample(2))
+    assert generator.sample(0).shape == (0, 3, SIZE, SIZE)
+    with pytest.raises(TypeError, match=r"no setting 'top_k'; .* guidance_interval, guidance_scale, num_steps, sampler"):
+        generator.sample(2, top_k=3)
+
+
+def test_labels_are_checked(folders):
+    generator = Generator(folders["transformer"])
+    wrong = ((["oval", "round"], "no class 'oval'; ``classes`` names the 2 there are"), ([0, 2], "no class 2"), ([0], "1 labels"))
+    for labels, message in wrong:
+        with pytest.raises(ValueError, match=message):
+            generator.sample(2, labels=labels)
+    with pytest.raises(ValueError, match="not class-conditional"):
+        Generator(folders["maskgit"]).sample(1, labels=[0])
+
+
+@pytest.mark.parametrize("family", ["transformer", "maskgit", "dit"])
+def test_images_encode_and_decode_as_in_the_pipeline(roots, folders, family):
+    images = ShardDataset(roots[family] / "artifacts/shards", "train").images(range(6))
+    generator, frozen = Generator(folders[family]), load_frozen(roots[family] / f"artifacts/freeze/{RUN}")
+    latents, expected = generator.encode(images), frozen.encode(images)
+    assert latents.keys() == expected.keys()
+    for name, tensor in expected.items():
+        torch.testing.assert_close(latents[name], tensor)
+    assert generator.decode(latents).shape == images.shape
+
+
+def installed_files_of(*libraries: str) -> dict[str, Path]:
+    """What these libraries and all that they require have put into site-packages: name -> path."""
+    waiting, seen, entries = list(libraries), set(), {}
+    while waiting:
+        distribution = metadata.distribution(waiting.pop())
+        if distribution.name in seen:
+            continue
+        seen.add(distribution.name)
+        for file in distribution.files or ():
+            if not file.parts[0].startswith(".."):
+                entries[file.parts[0]] = Path(distribution.locate_file(file.parts[0]))
+        requirements = [Requirement(text) for text in distribution.requires or ()]
+        waiting += [r.name for r in requirements if r.marker is None or r.marker.evaluate({"extra": ""})]
+    return entries
+
+
+def test_torch_and_safetensors_are_enough(folders, roots, tmp_path):
+    """In an interpreter that has nothing else installed, where the project's folder is not on the path."""
+    libraries = tmp_path / "libraries"
+    libraries.mkdir()
+    for name, path in installed_files_of("torch", "safetensors").items():
+        (libraries / name).symlink_to(path)
+    assert not any((libraries / name).exists() for name in ("numpy", "PIL", "yaml", "pydantic"))
+    command = [sys.executable, "-I", "-S", "-B", "-c", ISOLATED, str(libraries), str(folders["dit"])]
+    process = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env={"OMP_WAIT_POLICY": "passive"})
+    assert process.returncode == 0, process.stderr
+    imported = process.stdout.splitlines()
+    assert f"{folders['dit']}/generator/models/dit.py" in imported
+    assert not [file for file in imported if Path(file).parent in (PROJECT, PROJECT / "models", PROJECT / "training")]
+    expected = ShardDataset(roots["dit"] / f"artifacts/sample/{RUN}", "samples").images(range(3))
+    assert (tmp_path / "images").read_bytes() == bytes(expected.flatten().tolist())
+
+
+def test_the_same_run_is_exported_to_the_same_bytes(roots, folders, tmp_path):
+    export_run(roots["dit"], "dae", SEED, tmp_path / "again")
+    first, again = (
+        {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.suffix != ".pyc"}
+        for folder in (folders["dit"], tmp_path / "again")
+    )
+    assert first == again
+    assert {"README.md", "config.json", "prior.safetensors", "generator/__init__.py", "generator/models/dit.py"} <= first.keys()
+
+
+def test_the_card_says_what_is_on_record(folders, roots):
+    card = (folders["transformer"] / "README.md").read_text()
+    sha256 = read_json(roots["transformer"] / f"artifacts/freeze/{RUN}/config.json")["sha256"]
+    facts = (
+        *("arm `dae` with seed 3", sha256, "recipe `sources/faces.yaml`", "| train images | 6 |", "| found, of which skipped | 7, 1 |"),
+        *("| temperature | 1.1 |", "| guidance_scale | 2.0 |", "| classes | round, square |", "labels=[...]"),
+        *("| samples | `fd_efficientnet_lite0` | 123.46 | 80.5 |", "| samples | `kd_efficientnet_lite0` | -0.00123 |  |"),
+        *("| prior | `a_loss` | 2.5 |  |", f"| reference_sha256 | {'ab' * 32} |", "| stage1 | 320 | 20,480 | 2 |", "None of them is FID"),
+    )
+    for fact in facts:
+        assert fact in card, fact
+    assert "labels=" not in (folders["maskgit"] / "README.md").read_text()
+
+
+def test_two_generators_side_by_side(folders, monkeypatch):
+    """With their parent on the path; neither disturbs the project's own ``models``."""
+    monkeypatch.syspath_prepend(folders["dit"].parent)
+    from dit.generator import load as load_dit
+    from maskgit.generator import load as load_maskgit
+
+    assert type(load_dit().prior).__name__ == "DiT" and type(load_maskgit().prior).__name__ == "MaskGIT"
+    assert type(load_dit().prior).__module__ == "dit.generator.models.dit"
+
+
+def test_other_weights_are_refused(folders, tmp_path):
+    folder = shutil.copytree(folders["transformer"], tmp_path / "copy")
+    shutil.copy(folders["maskgit"] / "prior.safetensors", folder)
+    with pytest.raises(ValueError, match=r"prior\.safetensors: not the weights that were exported"):
+        Generator(folder)
+
+
+@pytest.mark.parametrize(
+    "missing",
+    [f"artifacts/{stage}/{RUN}" for stage in ("stage1", "freeze", "stage2", "prior", "sample")]
+    + ["artifacts/shards", "metrics/reference.json", f"metrics/evaluate/{RUN}.json", f"metrics/prior/{RUN}.json"],
+)
+def test_a_stage_that_has_not_run_is_named(spoiled, missing):
+    path = spoiled / missing
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    assert refused(spoiled) == f"{path} does not exist; run the stages that make it: dvc repro evaluate@{RUN}"
+
+
+def test_what_does_not_belong_together_is_refused(spoiled):
+    evaluated = spoiled / f"metrics/evaluate/{RUN}.json"
+    tree = read_json(evaluated)
+    write_json(evaluated, {**tree, "frozen_sha256": "0" * 64})
+    assert f"{evaluated} was made with frozen encoder 0000000000000000" in refused(spoiled)
+    write_json(evaluated, {**tree, "protocol": {**tree["protocol"], "num_images": 25}})
+    assert "has another protocol than" in refused(spoiled)
+    write_json(evaluated, tree)
+    stage2 = spoiled / f"artifacts/stage2/{RUN}"
+    write_json(stage2 / "decoder.json", {**read_json(stage2 / "decoder.json"), "frozen_sha256": "1" * 64})
+    assert "this decoder was trained on frozen encoder 1111111111111111" in refused(spoiled)
+
+
+def test_a_failing_export_leaves_nothing(spoiled, monkeypatch):
+    def fail(run):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(export.package, "generator_card", fail)
+    with pytest.raises(OSError, match="disk full"):
+        export_run(spoiled, "dae", SEED, spoiled / "exported/here")
+    assert not list((spoiled / "exported").iterdir())
+
+
+def test_the_command(roots, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(roots["transformer"])
+    target = tmp_path / "new/folder"
+    monkeypatch.setattr(sys, "argv", ["export", "--arm", "dae", "--seed", str(SEED), "--to", str(target)])
+    main()
+    assert json.loads((target / "config.json").read_text())["format"] == "dae-generator-1"
+    assert capsys.readouterr().out == f"{target}: README.md says how to use it\n"
+    with pytest.raises(SystemExit, match=f"^error: export: --to {target}: exists and is not an empty folder; name another, or delete it$"):
+        main()
+
+
+def test_an_autoencoder_for_diffusers(tmp_path):
+    """From the command's own format to diffusers: the same reconstruction."""
+    import diffusers
+
+    root = write_run(tmp_path / "run", "dit", patch_size=1)
+    (tmp_path / "empty").mkdir()
+    export_run(root, "dae", SEED, tmp_path / "empty", "diffusers")
+    model = diffusers.AutoencoderKL.from_pretrained(tmp_path / "empty").eval()
+    frozen = load_frozen(root / f"artifacts/freeze/{RUN}")
+    decoder = load_decoder(root / f"artifacts/stage2/{RUN}", frozen.sha256)
+    images = torch.rand(2, 3, SIZE, SIZE) * 2 - 1
+    with torch.no_grad():
+        expected = decoder(frozen.bottleneck.decode(frozen.bottleneck.encode(frozen.encoder(images))))
+        torch.testing.assert_close(model(images).sample, expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(torch.tensor(model.config.latents_mean), torch.tensor([0.1, -0.2, 0.3]))
+    assert "AutoencoderKL.from_pretrained" in (tmp_path / "empty/README.md").read_text()
+
+
+def test_what_diffusers_cannot_hold_is_one_line(spoiled):
+    assert refused(spoiled, layout="diffusers").startswith("diffusers cannot hold this autoencoder: autoencoder.patch_size is 2")
