@@ -26,7 +26,7 @@ ALLOWED = {
     "evaluation": {"models", "params", "errors", "progress", "storage", "evaluation"},
     "training": {"models", "params", "errors", "progress", "storage", "training", "evaluation.perceptual"},
     "tasks": {"models", "params", "errors", "progress", "stage", "storage", "training", "evaluation"},
-    "flows": {"params", "flows"},
+    "flows": {"params", "errors", "flows"},
     "errors.py": set(),
     "params.py": {"errors"},
     "progress.py": set(),
