@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import fcntl
+import signal
 import sys
 import time
 from contextlib import chdir, contextmanager, nullcontext
@@ -128,7 +129,7 @@ def reproduce(
             processes = Processes(root, slots, stage_environment(DAE_SCRATCH=str(flows.ROOT / ".scratch")))
             conclusion = _reproduce(Reproduction(processes, targets if force else set()), [graph[n] for n in graph if n in needed])
             if conclusion.is_completed() and (overrides or record):
-                trial.record(processes, name, log.info)
+                trial.record(processes, name, sorted(needed), log.info)
             if conclusion.is_completed() and overrides:
                 trial.hand_over(processes, name, log.info)
             return conclusion
@@ -224,6 +225,7 @@ def main() -> int:
     parser.add_argument("--record", action="store_true", help="keep the result as a DVC experiment")
     arguments = vars(parser.parse_args())
     arguments["overrides"] = {key: yaml.safe_load(value) for key, _, value in (item.partition("=") for item in arguments["overrides"])}
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have it ignored for what runs in the background
     with temporary_settings({PREFECT_API_URL: flows.server_url()}):
         state = reproduce(**arguments, return_state=True)
     if state.is_completed():

@@ -60,9 +60,13 @@ def override(path: Path, overrides: dict[str, object]) -> None:
     load_params(path)
 
 
-def record(processes, name: str, log) -> None:
-    """Keep the state of the processes' folder as a DVC experiment; the git tree there stays as it is."""
-    processes.run([*DVC, "--wait-for-lock", "exp", "save", "--force", "--name", name], log)
+def record(processes, name: str, stages: list[str], log) -> None:
+    """Keep the state of the processes' folder as a DVC experiment; the git tree there stays as it is.
+
+    Args:
+        stages: those whose outputs are there.
+    """
+    processes.run([*DVC, "--wait-for-lock", "exp", "save", "--force", "--name", name, *stages], log)
 
 
 def hand_over(processes, name: str, log) -> None:

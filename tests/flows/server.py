@@ -20,7 +20,7 @@ def until(condition: Callable[[], object], what: str, seconds: float = 60.0):
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         value = condition()
-        if value:
+        if value or isinstance(value, httpx.Response):
             return value
         time.sleep(0.1)
     raise AssertionError(f"after {seconds} s not yet: {what}")
@@ -63,7 +63,13 @@ class Server:
         return httpx.get(f"{self.url}/api/{path}", timeout=30).raise_for_status().json()
 
     def post(self, path: str, body: dict) -> httpx.Response:
-        return httpx.post(f"{self.url}/api/{path}", json=body, timeout=30)
+        """The response; like Prefect's own client it tries again while SQLite is busy."""
+
+        def answer() -> httpx.Response | None:
+            response = httpx.post(f"{self.url}/api/{path}", json=body, timeout=30)
+            return None if response.status_code == httpx.codes.SERVICE_UNAVAILABLE else response
+
+        return until(answer, "an answer")
 
     def deployment(self, name: str = "on-demand") -> dict:
         return self.get(f"deployments/name/reproduce/{name}")

@@ -28,7 +28,7 @@ for tenth in range(start, int(tenths)):
     pathlib.Path(str(checkpoint) + ".tmp").write_text(str(tenth + 1))
     os.replace(str(checkpoint) + ".tmp", checkpoint)
     order = pathlib.Path("do-" + name)
-    if tenth == 3 and order.exists():
+    if tenth >= 3 and order.exists():
         what = order.read_text()
         if what == "die once":
             order.unlink()
