@@ -8,7 +8,7 @@ export PATH := $(abspath $(BIN)):$(PATH)
 export DVC_NO_ANALYTICS := 1
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help setup run test bench lint status clean-scratch lock preset
+.PHONY: help setup run serve test bench lint status clean-scratch lock preset
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## ?/  make \1\t/' | expand -t 24
@@ -28,11 +28,14 @@ run: setup $(if $(PRESET),preset) ## reproduce the whole pipeline; only what cha
 	dvc repro
 	@echo 'report: $(CURDIR)/report/index.html'
 
+serve: setup ## start a Prefect server, the deployments and a worker, until Ctrl-C
+	@exec python -m flows.serve
+
 test: setup ## run all tests
 	python -m pytest
 
 bench: setup ## measure every claim of speed, each as a ratio within one run
-	@failed=0; for script in encode stage2 sampling transformer_sampling dit_step dit_sampling loader evaluation; do python -m benchmarks.$$script || failed=1; done; exit $$failed
+	@failed=0; for script in encode stage2 sampling transformer_sampling dit_step dit_sampling loader evaluation flow; do python -m benchmarks.$$script || failed=1; done; exit $$failed
 
 lint: setup ## check style
 	ruff check .

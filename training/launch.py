@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import errno
 import os
+import socket
 import threading
 from collections.abc import Callable
-from contextlib import contextmanager
+from concurrent.futures import Future, wait
 from pathlib import Path
 from types import SimpleNamespace
+
+import torch.distributed as dist
 
 from errors import PipelineError
 from progress import progress_bar
 from sections import Optimization
 from storage.files import read_json, write_json
-from training.cluster import ray_session
+from training.cluster import ResourceWatch, ray_session
 from training.device import prepare_device
 from training.loop import Objective, Trainer
 
@@ -58,12 +61,14 @@ def train(
 
 
 def _train_on_ray(build, params, inputs, optimization, num_steps, folder, description) -> None:
-    with ray_session(optimization.num_workers):
+    with ray_session(optimization.num_workers) as ray:
         from ray.train import FailureConfig, RunConfig, ScalingConfig
-        from ray.train.torch import TorchConfig, TorchTrainer
-        from ray.train.v2.api.exceptions import TrainingFailedError
+        from ray.train.torch import TorchTrainer
 
         device = prepare_device(params.runtime, optimization.num_workers)
+        use_gpu = device.type == "cuda"
+        watch = ResourceWatch(ray, {"GPU" if use_gpu else "CPU": optimization.num_workers}, f"num_workers: {optimization.num_workers}")
+        watch.start()
         folder = folder.resolve()
         (folder / ERROR_FILE).unlink(missing_ok=True)
         config = {
@@ -73,26 +78,62 @@ def _train_on_ray(build, params, inputs, optimization, num_steps, folder, descri
             "optimization": optimization,
             "num_steps": num_steps,
             "folder": folder,
+            "backend": "nccl" if use_gpu else "gloo",
         }
         trainer = TorchTrainer(
             _work,
             train_loop_config=config,
-            torch_config=TorchConfig(backend="nccl" if device.type == "cuda" else "gloo"),
-            scaling_config=ScalingConfig(num_workers=optimization.num_workers, use_gpu=device.type == "cuda"),
+            torch_config=_torch_config(config["backend"]),
+            scaling_config=ScalingConfig(num_workers=optimization.num_workers, use_gpu=use_gpu),
             run_config=RunConfig(name="ray", storage_path=str(folder), failure_config=FailureConfig(max_failures=MAX_WORKER_FAILURES)),
         )
-        with _progress_from_file(folder / PROGRESS_FILE, num_steps, description):
-            try:
-                trainer.fit()
-            except TrainingFailedError as error:
-                if f"[Errno {errno.ENOSPC}]" in str(error):
-                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder)) from None
-                line = " ".join(str(error).split())[:500]
-                raise PipelineError(f"Ray Train gave up after {MAX_WORKER_FAILURES} restarts: {line}; run it again to resume") from error
+        with progress_bar(num_steps, description, "step") as bar:
+            _fit(trainer, folder, bar, watch)
     if (folder / ERROR_FILE).exists():
         message = read_json(folder / ERROR_FILE)["message"]
         (folder / ERROR_FILE).unlink()
         raise PipelineError(message)
+
+
+def _torch_config(backend: str):
+    """Ray's set-up of a torch worker without its process group: the workers make that themselves, see ``_join_process_group``."""
+    from ray.train.backend import Backend
+    from ray.train.torch import TorchConfig
+
+    class WorkerSetup(Backend):
+        share_cuda_visible_devices = True  # NCCL is faster when a worker sees the devices of its neighbours
+
+    class Config(TorchConfig):
+        backend_cls = WorkerSetup
+
+    return Config(backend=backend)
+
+
+def _fit(trainer, folder: Path, bar, watch: ResourceWatch) -> None:
+    """Run Ray Train to its end in a thread; meanwhile show how far its workers are, and watch over its nodes."""
+    from ray.train.v2.api.exceptions import TrainingFailedError
+
+    finished: Future = Future()
+
+    def fit() -> None:
+        try:
+            finished.set_result(trainer.fit())
+        except BaseException as error:  # whatever it is, it belongs to the thread that waits
+            finished.set_exception(error)
+
+    threading.Thread(target=fit, daemon=True).start()
+    while not wait([finished], POLL_SECONDS).done:
+        if (folder / PROGRESS_FILE).exists():
+            bar.update(read_json(folder / PROGRESS_FILE)["step"] - bar.n)
+        watch.check()
+    try:
+        finished.result()
+    except TrainingFailedError as error:
+        if f"[Errno {errno.ENOSPC}]" in str(error):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder)) from None
+        line = " ".join(str(error).split())[:500]
+        raise PipelineError(f"Ray Train gave up after {MAX_WORKER_FAILURES} restarts: {line}; run it again to resume") from error
+    bar.update(bar.total - bar.n)
 
 
 def _work(config: dict) -> None:
@@ -115,30 +156,24 @@ def _work(config: dict) -> None:
         if rank == 0 and step % PROGRESS_EVERY_STEPS == 0:
             write_json(folder / PROGRESS_FILE, {"step": step})
 
+    _join_process_group(config["backend"], rank, num_workers)
     try:
         objective = config["build"](params, config["inputs"], device)
         Trainer(objective, config["optimization"], config["num_steps"], params.seed, params.runtime, folder, device, on_step).run()
     except PipelineError as error:
         write_json(folder / ERROR_FILE, {"message": str(error)})
+    dist.destroy_process_group()
 
 
-@contextmanager
-def _progress_from_file(path: Path, num_steps: int, description: str):
-    """Show a bar for training that happens in other processes, possibly on other machines."""
-    finished = threading.Event()
-    bar = progress_bar(num_steps, description, "step")
+def _join_process_group(backend: str, rank: int, num_workers: int) -> None:
+    """Meet the other workers at a port of the first one's address in the cluster; torch's own way opens it on every interface."""
+    import ray.util
+    from ray.train.collective import broadcast_from_rank_zero
 
-    def follow() -> None:
-        while not finished.wait(POLL_SECONDS):
-            if path.exists():
-                bar.update(read_json(path)["step"] - bar.n)
-
-    thread = threading.Thread(target=follow, daemon=True)
-    thread.start()
-    try:
-        yield
-        bar.update(num_steps - bar.n)
-    finally:
-        finished.set()
-        thread.join()
-        bar.close()
+    listener = None
+    if rank == 0:
+        host = ray.util.get_node_ip_address()
+        listener = socket.create_server((host, 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    host, port = broadcast_from_rank_zero(listener and listener.getsockname()[:2])
+    store = dist.TCPStore(host, port, num_workers, is_master=rank == 0, master_listen_fd=listener and listener.detach())
+    dist.init_process_group(backend, store=store, rank=rank, world_size=num_workers)

@@ -1,0 +1,51 @@
+"""Claims: doing nothing takes ``dvc repro`` at most twice as long as ``dvc status``, and a flow on a running server at most 12
+times; a run triggered there starts its first stage within 20 times of it. Most of both is Prefect and DVC being imported.
+"""
+
+import os
+import sys
+import tempfile
+import time
+from datetime import datetime
+from pathlib import Path
+
+from benchmarks.measure import alternate, conclude
+from tests.flows.server import Server
+from tests.flows.toy import Toy
+
+NUM_REPETITIONS = 5
+REPRODUCE = (sys.executable, "-m", "flows.reproduce")
+
+
+def main() -> int:
+    with tempfile.TemporaryDirectory() as name:
+        toy = Toy(Path(name) / "toy")
+        toy.dvc("repro", "--quiet")
+
+        def status() -> None:
+            toy.dvc("status")
+
+        repro = alternate(status, lambda: toy.dvc("repro"), NUM_REPETITIONS)
+        with Server(toy) as server:
+            os.environ["PREFECT_API_URL"] = f"{server.url}/api"
+            flow = alternate(status, lambda: toy.run(*REPRODUCE), NUM_REPETITIONS)
+            start = [_seconds_to_first_stage(server) / _seconds(status) for _ in range(NUM_REPETITIONS)]
+    failed = conclude("dvc repro with nothing to do / dvc status, seconds", repro, "at most", 2.0)
+    failed |= conclude("flow with nothing to do / dvc status, seconds", flow, "at most", 12.0)
+    return failed | conclude("from trigger to first stage / dvc status, seconds", start, "at most", 20.0)
+
+
+def _seconds(function) -> float:
+    start = time.perf_counter()
+    function()
+    return time.perf_counter() - start
+
+
+def _seconds_to_first_stage(server: Server) -> float:
+    run = server.run(stages=["shards"])
+    created = datetime.fromisoformat(server.flow_run(run)["created"])
+    return (datetime.fromisoformat(server.tasks(run)["shards"]["start_time"]) - created).total_seconds()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,78 @@
+"""What the page of a run shows: its stages, the metrics, the image grids and the report; the same whether made now or cached."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+from prefect.artifacts import create_image_artifact, create_markdown_artifact, create_table_artifact
+
+from flows.graph import Node
+
+MAX_PREVIEW_PIXELS = 1024  # along a side; data URLs go into Prefect's database
+SUMMARY = "report/summary.json"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a stage ended: its state in Prefect, why, and how long it took."""
+
+    stage: str
+    state: str
+    reason: str
+    seconds: float
+
+
+def publish(root: Path, nodes: Iterable[Node], outcomes: list[Outcome]) -> None:
+    """Put everything that is there on the page of the present flow run."""
+    rows = [{"stage": o.stage, "state": o.state, "reason": o.reason, "seconds": round(o.seconds, 1)} for o in outcomes]
+    create_table_artifact(rows, key="stages", description="What each stage did, and why")
+    nodes = list(nodes)
+    metrics = [row for node in nodes for path in node.metrics for row in _metric_rows(root / path, node.name)]
+    if metrics:
+        create_table_artifact(metrics, key="metrics", description="All metrics, as dvc metrics show gives them")
+    for node in nodes:
+        for image in sorted(path for out in node.outs for path in (root / out).glob("*.png")):
+            key = f"{node.name}-{image.stem}".replace("@", "-").replace("_", "-").lower()
+            create_image_artifact(_data_url(image), key=key, description=f"{node.name}: {image.stem.replace('_', ' ')}")
+    if (root / SUMMARY).exists() and any(SUMMARY.startswith(f"{out}/") for node in nodes for out in node.outs):
+        create_markdown_artifact(_report(json.loads((root / SUMMARY).read_text()), root), key="report", description="The report in short")
+
+
+def _metric_rows(path: Path, stage: str) -> list[dict]:
+    if not path.exists():
+        return []
+    return [{"stage": stage, "metric": name, "value": value} for name, value in _flat(json.loads(path.read_text()))]
+
+
+def _flat(tree: dict, prefix: str = "") -> list[tuple[str, object]]:
+    pairs: list[tuple[str, object]] = []
+    for name, value in tree.items():
+        pairs += _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else [(prefix + name, value)]
+    return pairs
+
+
+def _data_url(path: Path) -> str:
+    with Image.open(path) as image:
+        image.thumbnail((MAX_PREVIEW_PIXELS, MAX_PREVIEW_PIXELS))
+        buffer = io.BytesIO()
+        image.save(buffer, "PNG")
+    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def _report(summary: dict, root: Path) -> str:
+    arms = summary["arms"]
+    names = list(dict.fromkeys(name for arm in arms.values() for name in arm["mean"]))
+    lines = ["| mean over seeds | " + " | ".join(arms) + " |", "|---" * (len(arms) + 1) + "|"]
+    lines += [f"| {name} | " + " | ".join(_number(arm["mean"].get(name)) for arm in arms.values()) + " |" for name in names]
+    lines += ["", f"With grids, curves, protocol and what to expect of it: `{root / 'report/index.html'}`"]
+    return "\n".join(lines)
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.4g}"

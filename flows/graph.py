@@ -1,0 +1,146 @@
+"""The graph as DVC has it, and why it would run a stage. All use of DVC's Python API is here: it is not a stable one.
+
+DVC takes a stage's paths from the present directory, so that must be the folder of dvc.yaml.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from dvc.lock import LockError
+from dvc.repo import Repo
+from dvc.utils.flatten import flatten
+from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError
+
+from errors import PipelineError
+
+NEVER_RUN = "it has never run"
+POLL_SECONDS = 2.0
+_DVC = threading.RLock()  # DVC's API is not safe in threads
+
+
+class Settings(BaseModel):
+    """What ``meta`` of a stage in dvc.yaml may say to a flow.
+
+    Attributes:
+        slot: what it occupies while it runs, of which a run has only so many; None: it runs whenever it can.
+        retries, retry_delay_seconds: how often it is tried again, and after how long. It resumes from its checkpoint.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    slot: str | None = None
+    retries: NonNegativeInt = 0
+    retry_delay_seconds: NonNegativeInt = 5
+
+
+@dataclass(frozen=True)
+class Node:
+    """One stage: name as dvc.yaml's matrix makes it, stages it needs, settings, and paths it writes."""
+
+    name: str
+    upstream: tuple[str, ...]
+    settings: Settings
+    outs: tuple[str, ...]
+    metrics: tuple[str, ...]
+
+
+def load_graph() -> dict[str, Node]:
+    """Every stage of dvc.yaml by name, each after those it needs.
+
+    Raises:
+        PipelineError: when dvc.yaml is not valid, or a stage's ``meta`` is not.
+    """
+    import networkx
+
+    try:
+        with _DVC, Repo(_wait_for_lock=True) as repo:
+            graph = repo.index.graph  # an edge goes from a stage to one it needs
+            stages = list(networkx.dfs_postorder_nodes(graph))
+            return {stage.name: _node(stage, graph.successors(stage)) for stage in stages}
+    except ValidationError as error:
+        raise PipelineError(f"dvc.yaml: {' '.join(str(error).split())}") from None
+
+
+def _node(stage, upstream) -> Node:
+    outs = [out for out in stage.outs if not out.metric]
+    return Node(
+        name=stage.name,
+        upstream=tuple(sorted(other.name for other in upstream)),
+        settings=Settings.model_validate(stage.meta or {}),
+        outs=tuple(out.def_path for out in outs),
+        metrics=tuple(out.def_path for out in stage.outs if out.metric),
+    )
+
+
+def select(graph: dict[str, Node], stages: list[str], downstream: bool) -> tuple[set[str], set[str]]:
+    """Which stages are asked for by name or group, and which a run has to look at for them.
+
+    Args:
+        stages: names such as ``prior@dae-0`` or groups such as ``prior``; none: all.
+        downstream: also everything that needs what is asked for.
+
+    Raises:
+        PipelineError: when a name is neither.
+    """
+    groups = {name.split("@")[0] for name in graph}
+    for asked in stages:
+        if asked not in graph and asked not in groups:
+            raise PipelineError(f"stages: dvc.yaml has no {asked!r}; groups: {', '.join(sorted(groups))}; a member: {max(graph, key=len)}")
+    targets = {name for name in graph if not stages or name in stages or name.split("@")[0] in stages}
+    if downstream:
+        for name, node in graph.items():  # in order, so one pass reaches everything
+            if targets & set(node.upstream):
+                targets.add(name)
+    needed = set(targets)
+    for name in reversed(graph):
+        if name in needed:
+            needed |= set(graph[name].upstream)
+    return targets, needed
+
+
+def changes(name: str, wait: Callable[[str], None]) -> list[str]:
+    """Why DVC would run this stage or restore what it makes; nothing when it would do neither.
+
+    Args:
+        wait: called with a line each time somebody else's ``dvc`` is in the way; may raise to give up.
+    """
+    while True:
+        try:
+            with _DVC, Repo(_wait_for_lock=True) as repo:
+                return _reasons(repo, name)
+        except LockError as error:
+            wait(str(error).splitlines()[0])
+            time.sleep(POLL_SECONDS)
+
+
+def _reasons(repo: Repo, name: str) -> list[str]:
+    status = repo.status(targets=[name]).get(name, [])
+    if not status:
+        return []
+    (stage,) = repo.stage.collect(name)
+    if not any(out.hash_info for out in stage.outs):
+        return [NEVER_RUN]
+    reasons: list[str] = []
+    for entry in status:
+        if isinstance(entry, str):  # "changed command"
+            reasons.append(entry)
+            continue
+        for kind, items in entry.items():  # "changed deps", "changed outs"
+            for path, what in items.items():
+                reasons += _changed_params(stage, path) if isinstance(what, dict) else [f"{path} {_what(kind, what)}"]
+    return reasons
+
+
+def _changed_params(stage, path: str) -> list[str]:
+    dependency = next(dependency for dependency in stage.params if str(dependency) == path)
+    old, new = flatten(dependency.hash_info.value or {}), flatten(dependency.read_params(flatten=False))
+    keys = sorted(key for key in {*old, *new} if old.get(key) != new.get(key) or (key in old) != (key in new))
+    return [f"param {key}: {old.get(key)!r} -> {new.get(key)!r}" for key in keys]
+
+
+def _what(kind: str, what: str) -> str:
+    return what if kind == "changed outs" else f"is {what}"

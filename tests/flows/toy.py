@@ -1,0 +1,130 @@
+"""A small project around this flows/ folder: stages that sleep, with checkpoints, so that runs can be watched, ended and resumed."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import yaml
+
+PROJECT = Path(__file__).parent.parent.parent
+GIT = ("git", "-c", "user.name=test", "-c", "user.email=test@localhost")
+IGNORED = "/out/\n/metrics/\n/report/\n/.scratch/\n/.prefect/\n__pycache__/\n"
+
+# step.py NAME TENTHS OUT INPUT...: TENTHS times a tenth of a second, and a checkpoint after each.
+STEP = """
+import json, os, pathlib, sys, time
+name, tenths, out, *inputs = sys.argv[1:]
+checkpoint = pathlib.Path(".scratch") / (name + ".txt")
+for path in (checkpoint, pathlib.Path(out), pathlib.Path("metrics/x")):
+    path.parent.mkdir(parents=True, exist_ok=True)
+start = int(checkpoint.read_text()) if checkpoint.exists() else 0
+if start:
+    print("resumed at", start, flush=True)
+for tenth in range(start, int(tenths)):
+    time.sleep(0.1)
+    pathlib.Path(str(checkpoint) + ".tmp").write_text(str(tenth + 1))
+    os.replace(str(checkpoint) + ".tmp", checkpoint)
+    order = pathlib.Path("do-" + name)
+    if tenth >= 3 and order.exists():
+        what = order.read_text()
+        if what == "die once":
+            order.unlink()
+        sys.exit(what if what.startswith("error:") else "it broke")
+checkpoint.unlink(missing_ok=True)
+pathlib.Path(out).write_text(name + tenths + "".join(pathlib.Path(path).read_text() for path in inputs))
+pathlib.Path("metrics", name + ".json").write_text(json.dumps({"tenths": int(tenths), "nested": {"value": 0.5}}))
+if name == "report":
+    from PIL import Image
+    Image.new("RGB", (8, 8), (200, 0, 0)).save("report/grid.png")
+    pathlib.Path("report/summary.json").write_text(json.dumps({"arms": {"a": {"mean": {"fd": 12.5}}}}))
+"""
+
+DVC_YAML = """
+stages:
+  shards:
+    cmd: python step.py shards 1 out/shards
+    deps: [step.py]
+    outs: [out/shards]
+    metrics: [metrics/shards.json]
+  stage1:
+    matrix: {arm: [a, b]}
+    cmd: python step.py stage1-${item.arm} ${stage1.warmup_steps} out/stage1-${item.arm} out/shards
+    deps: [out/shards]
+    params: [stage1]
+    outs: ["out/stage1-${item.arm}"]
+    metrics: ["metrics/stage1-${item.arm}.json"]
+    meta: {slot: compute, retries: 1, retry_delay_seconds: 0}
+  prior:
+    matrix: {arm: [a, b]}
+    cmd: python step.py prior-${item.arm} 1 out/prior-${item.arm} out/stage1-${item.arm}
+    deps: ["out/stage1-${item.arm}"]
+    outs: ["out/prior-${item.arm}"]
+    metrics: ["metrics/prior-${item.arm}.json"]
+  report:
+    cmd: python step.py report 1 report/text out/prior-a out/prior-b
+    deps: [out/prior-a, out/prior-b]
+    outs: [report]
+    metrics: [metrics/report.json]
+"""
+STAGES = ("shards", "stage1@a", "stage1@b", "prior@a", "prior@b", "report")
+
+
+class Toy:
+    """One such project and what is done to it by hand."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        folder.mkdir(parents=True)
+        shutil.copytree(PROJECT / "flows", folder / "flows", ignore=shutil.ignore_patterns("__pycache__"))
+        for name in ("params.py", "sections.py", "validation.py", "errors.py", "params.yaml", "prefect.yaml", "sources/avatars.yaml"):
+            (folder / name).parent.mkdir(exist_ok=True)
+            shutil.copy(PROJECT / name, folder / name)
+        (folder / "step.py").write_text(STEP)
+        (folder / "dvc.yaml").write_text(DVC_YAML)
+        (folder / ".gitignore").write_text(IGNORED)
+        self.run("git", "init", "--quiet")
+        self.dvc("init", "--quiet")
+        (folder / ".dvcignore").write_text(".scratch\n.prefect\n__pycache__\n")
+        self.set_tenths(5)
+        self.run(*GIT, "add", "--all")
+        self.run(*GIT, "commit", "--quiet", "--message", "start")
+        for key, value in (("user.name", "test"), ("user.email", "test@localhost")):
+            self.run("git", "config", key, value)
+
+    def set_tenths(self, number: int) -> None:
+        """How long each stage1 takes."""
+        path = self.folder / "params.yaml"
+        tree = yaml.safe_load(path.read_text())
+        tree["stage1"]["warmup_steps"] = number
+        path.write_text(yaml.safe_dump(tree, sort_keys=False))
+
+    def order(self, name: str, what: str) -> None:
+        """What a step does half-way: ``die once``, ``die``, or print a line that starts with ``error:`` and exit."""
+        (self.folder / f"do-{name}").write_text(what)
+
+    def start(self, *command: str) -> subprocess.Popen:
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        settings = os.environ | {"PATH": path, "DVC_NO_ANALYTICS": "1"}
+        return subprocess.Popen(command, cwd=self.folder, env=settings, start_new_session=True, **pipes)
+
+    def run(self, *command: str, expect: int = 0) -> str:
+        process = self.start(*command)
+        output, _ = process.communicate()
+        assert process.returncode == expect, f"{' '.join(command)} exited with {process.returncode}:\n{output}"
+        return output
+
+    def dvc(self, *arguments: str) -> str:
+        return self.run(sys.executable, "-m", "dvc", *arguments)
+
+    def stages_running(self) -> list[psutil.Process]:
+        """Processes of this project's stages."""
+        found = []
+        for process in psutil.process_iter(["cmdline", "cwd"]):
+            command = process.info["cmdline"] or []
+            if "step.py" in command and str(process.info["cwd"]).startswith(str(self.folder)):
+                found.append(process)
+        return found
