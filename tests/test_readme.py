@@ -12,9 +12,9 @@ from tests.clone import PROJECT
 pytestmark = pytest.mark.timeout(900)
 README = (PROJECT / "README.md").read_text()
 COMMAND = re.compile(r"(?:make|dvc|python|git|source)\b[^`#\n]*")
-# Elsewhere: `make run` and `make setup` are what a new user and .ci/run do; `make test` is running; the rest needs a second
-# clone or a remote, which tests/test_pipeline.py makes, or is not one command.
-RUN_ELSEWHERE = ("make run", "make test", "make setup", "make bench", "git clone", "git add", "dvc push", "dvc pull", "source ")
+# Elsewhere: `make run` and `make setup` are what a new user and .ci/run do; `make serve` runs in tests/flows; `make test` is
+# running; the rest needs a second clone or a remote, which tests/test_pipeline.py makes, or is not one command.
+RUN_ELSEWHERE = ("make run", "make serve", "make test", "make setup", "make bench", "git clone", "git add", "dvc p", "source ")
 
 
 def documented_commands() -> list[str]:

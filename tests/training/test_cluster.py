@@ -21,12 +21,13 @@ import yaml
 
 from errors import PipelineError
 from models.autoencoder import Decoder
+from models.bottleneck import build_bottleneck
 from storage.decoders import save_decoder
 from storage.frozen import load_frozen
 from tests.clone import PROJECT, SMALL, merged
 from tests.training.tiny import SIZE, tiny_params, write_tiny_latents
 from training import cluster
-from training.autoencoder import autoencoder_config
+from training.autoencoder import autoencoder_config, bottleneck_config
 
 pytestmark = pytest.mark.timeout(400)
 
@@ -127,7 +128,7 @@ def prepared(tmp_path_factory) -> Path:
     for path, target in ((made.shards, "shards"), (made.freeze, "freeze/dae-0")):
         (root / "artifacts" / target).parent.mkdir(parents=True, exist_ok=True)
         path.rename(root / "artifacts" / target)
-    config = autoencoder_config(params.autoencoder, SIZE, params.bottleneck.code_dim, 1.0, 0.0)
+    config = autoencoder_config(params.autoencoder, SIZE, build_bottleneck(bottleneck_config(params)), 1.0, 0.0)
     torch.manual_seed(0)
     save_decoder(root / "artifacts/stage2/dae-0", config, Decoder(config), load_frozen(root / "artifacts/freeze/dae-0").sha256)
     tree = merged(merged(yaml.safe_load((PROJECT / "params.yaml").read_text()), SMALL), PARAMS)
