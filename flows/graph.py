@@ -125,13 +125,21 @@ def _reasons(repo: Repo, name: str) -> list[str]:
     if not any(out.hash_info for out in stage.outs):
         return [NEVER_RUN]
     reasons: list[str] = []
+    deleted: list[str] = []
     for entry in status:
         if isinstance(entry, str):  # "changed command"
             reasons.append(entry)
             continue
         for kind, items in entry.items():  # "changed deps", "changed outs"
             for path, what in items.items():
-                reasons += _changed_params(stage, path) if isinstance(what, dict) else [f"{path} {_what(kind, what)}"]
+                if isinstance(what, dict):
+                    reasons += _changed_params(stage, path)
+                elif kind == "changed outs" and what == "deleted":
+                    deleted.append(path)
+                else:
+                    reasons.append(f"{path} is {what}")
+    if deleted:
+        reasons.append(f"{deleted[0]} is deleted" if len(deleted) == 1 else f"{len(deleted)} outputs are deleted")
     return reasons
 
 
@@ -140,7 +148,3 @@ def _changed_params(stage, path: str) -> list[str]:
     old, new = flatten(dependency.hash_info.value or {}), flatten(dependency.read_params(flatten=False))
     keys = sorted(key for key in {*old, *new} if old.get(key) != new.get(key) or (key in old) != (key in new))
     return [f"param {key}: {old.get(key)!r} -> {new.get(key)!r}" for key in keys]
-
-
-def _what(kind: str, what: str) -> str:
-    return what if kind == "changed outs" else f"is {what}"
