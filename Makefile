@@ -19,7 +19,7 @@ $(BIN)/.installed: requirements.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 13) else f"error: Python 3.11 to 3.13 is needed, $(PYTHON) is {v[0]}.{v[1]}; try make setup PYTHON=python3.12")'
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet --disable-pip-version-check uv==0.13.9
-	$(BIN)/uv pip install --quiet --compile-bytecode --require-hashes --python $(BIN)/python -r requirements.txt
+	$(BIN)/uv pip install --system-certs --quiet --compile-bytecode --require-hashes --python $(BIN)/python -r requirements.txt
 	@touch $@
 
 NAME ?= $(PRESET)
@@ -54,5 +54,5 @@ preset: setup ## make a preset the parameters: make preset NAME=cifar10; refuses
 	cp presets/$(NAME).yaml params.yaml
 
 lock: ## resolve requirements.in into requirements.txt
-	$(BIN)/uv pip compile requirements.in --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+	$(BIN)/uv pip compile --system-certs requirements.in --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 	  --custom-compile-command 'make lock' --quiet --upgrade -o requirements.txt
