@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from models.autoencoder import AutoencoderConfig, Decoder, Encoder, from_uint8, to_uint8
 from models.bottleneck import build_bottleneck
 from models.priors import build_prior, generate
-from training.randomness import RowRandomness, derive_seed
+from training.randomness import RowRandomness, draw_labels
 
 PARTS = ("encoder", "bottleneck", "decoder", "prior")
 
@@ -118,13 +118,7 @@ class Generator:
 
         They are as frequent as in the training data; without classes, each is the prior's label for none.
         """
-        counts = self.config["label_counts"]
-        if not counts:
-            return torch.full((len(indices),), self.prior.no_class)
-        weights, generator = torch.tensor(counts, dtype=torch.float64), torch.Generator()
-        seeds = [derive_seed(seed, "label", index) for index in indices]
-        drawn = [torch.multinomial(weights, 1, generator=generator.manual_seed(row_seed)).item() for row_seed in seeds]
-        return torch.tensor(drawn, dtype=torch.int64)
+        return draw_labels(indices, self.config["label_counts"], seed)
 
     def _check_labels(self, labels: Sequence[int | str], num_images: int) -> Tensor:
         if not self.classes:

@@ -75,8 +75,8 @@ class Processes:
         if self.is_stopping:
             raise Stopped("the run is being stopped")
 
-    def run(self, command: list[str], on_line: Callable[[str], None]) -> list[str]:
-        """Run a command to its end, handing on each line it prints; return the last of them.
+    def run(self, command: list[str], on_line: Callable[[str], None]) -> None:
+        """Run a command to its end, handing on each line it prints.
 
         Raises:
             Stopped: when the run is stopped before or meanwhile.
@@ -96,7 +96,6 @@ class Processes:
         self.check()
         if status:
             raise CommandFailed(command, status, list(lines))
-        return list(lines)
 
     def stop(self) -> None:
         """Start nothing more, end what runs, and return when it has ended."""

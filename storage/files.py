@@ -49,6 +49,11 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def is_complete(path: Path, record: Path) -> bool:
+    """Whether a killed run had finished this file: its record, written after it, holds its sha256."""
+    return record.exists() and path.exists() and read_json(record)["sha256"] == sha256_file(path)
+
+
 def fingerprint(path: Path) -> str:
     """Identify the content of a stage's input without reading what its manifest already vouches for.
 

@@ -13,7 +13,7 @@ from models.bottleneck import usage_metrics
 from progress import progress_bar
 from sections import Encode, Runtime
 from stage import Stage
-from storage.files import read_json, sha256_file, write_json
+from storage.files import is_complete, read_json, write_json
 from storage.frozen import Frozen, load_frozen
 from storage.latents import FLIPPED, LatentDataset, LatentSpec, add_statistics, write_latents, write_latents_manifest
 from storage.moments import combine_moments, statistics_of
@@ -45,7 +45,7 @@ def encode_shard(frozen: Frozen, shards: Path, scratch: Path, split: str, name: 
     dataset = ShardDataset(shards, split, only=name)
     [(entry, rows)] = dataset.shards
     target = scratch / _latents_name(name)
-    if not _is_finished(target):
+    if not is_complete(target, target.with_suffix(".json")):
         device = prepare_device(runtime, max(1, runtime.num_ray_tasks))
         num_views = 2 if settings.horizontal_flip and split == "train" else 1
         latents = _encode_images(frozen, dataset, settings.batch_size, num_views, device)
@@ -83,11 +83,6 @@ def _encode_images(
     with ThreadPoolExecutor(num_readers) as readers:
         parts = list(readers.map(encode, batches))
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-
-
-def _is_finished(target: Path) -> bool:
-    record = target.with_suffix(".json")
-    return record.exists() and target.exists() and read_json(record)["sha256"] == sha256_file(target)
 
 
 def _read_record(outputs, shard_name: str) -> dict:

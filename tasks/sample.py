@@ -10,13 +10,13 @@ from progress import progress_bar
 from sections import Runtime, Sample
 from stage import Stage
 from storage.decoders import load_decoder
-from storage.files import read_json, sha256_file, write_json
+from storage.files import is_complete, read_json, write_json
 from storage.frozen import load_frozen
 from storage.priors import load_prior
 from storage.shards import read_manifest, write_manifest, write_shard
 from training.cluster import run_tasks
 from training.device import prepare_device
-from training.randomness import RowRandomness, derive_seed
+from training.randomness import RowRandomness, draw_labels
 
 
 def run(params, inputs, outputs) -> dict:
@@ -44,7 +44,7 @@ def sample_shard(
 ) -> int:
     """Draw the images with these indices into one shard, unless a finished one is there. Returns their number."""
     target, record = scratch / _shard_name(number), scratch / f"{_shard_name(number)}.json"
-    if record.exists() and target.exists() and read_json(record)["sha256"] == sha256_file(target):
+    if is_complete(target, record):
         return len(rows)
     device = prepare_device(runtime, max(1, runtime.num_ray_tasks))
     freeze, stage2, prior_folder = folders
@@ -66,18 +66,6 @@ def sample_shard(
 
     write_json(record, write_shard(target, draw(), "png"))
     return len(rows)
-
-
-def draw_labels(indices: range, label_counts: list[int], seed: int) -> torch.Tensor:
-    """Labels as frequent as in the training data; without classes, the label that means none (0 classes: index 0)."""
-    if not label_counts:
-        return torch.zeros(len(indices), dtype=torch.int64)
-    weights = torch.tensor(label_counts, dtype=torch.float64)
-    generator = torch.Generator()
-    drawn = [
-        torch.multinomial(weights, 1, generator=generator.manual_seed(derive_seed(seed, "label", index))) for index in indices
-    ]
-    return torch.cat(drawn)
 
 
 def _shard_name(number: int) -> str:

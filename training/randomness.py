@@ -38,6 +38,20 @@ class RowRandomness:
         return torch.stack([torch.randn(shape, generator=generator) for generator in self.generators]).to(self.device)
 
 
+def draw_labels(indices: Sequence[int], label_counts: Sequence[int], seed: int) -> Tensor:
+    """Labels (N,) for images to be sampled, each a function of its own index, as frequent as in the training data.
+
+    Args:
+        label_counts: training images per class; none: each is 0, the label that means none where there are no classes.
+    """
+    if not label_counts:
+        return torch.zeros(len(indices), dtype=torch.int64)
+    weights, generator = torch.tensor(label_counts, dtype=torch.float64), torch.Generator()
+    seeds = [derive_seed(seed, "label", index) for index in indices]
+    drawn = [torch.multinomial(weights, 1, generator=generator.manual_seed(row_seed)).item() for row_seed in seeds]
+    return torch.tensor(drawn, dtype=torch.int64)
+
+
 def batch_indices(num_examples: int, batch_size: int, seed: int, step: int) -> list[int]:
     """Which examples make up the batch of a step: epochs are seeded permutations laid end to end."""
     positions = range(step * batch_size, (step + 1) * batch_size)

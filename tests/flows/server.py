@@ -20,7 +20,7 @@ def until(condition: Callable[[], object], what: str, seconds: float = 60.0):
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         value = condition()
-        if value or isinstance(value, httpx.Response):
+        if value:
             return value
         time.sleep(0.1)
     raise AssertionError(f"after {seconds} s not yet: {what}")

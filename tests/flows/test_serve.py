@@ -1,5 +1,6 @@
 """``make serve`` itself: what it leaves when it ends, by Ctrl-C or by the death of any of its parts."""
 
+import shutil
 import subprocess
 import sys
 
@@ -79,7 +80,7 @@ def _listening(pid: int) -> list[str]:
 
 
 def test_chromium_shows_the_run(served, tmp_path):
-    chromium = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := _which(name))), None)
+    chromium = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
     if chromium is None:
         pytest.skip("no Chromium here")
     run = served.run()
@@ -93,9 +94,3 @@ def test_chromium_shows_the_run(served, tmp_path):
     until(lambda: "stage1@a" in (text := dump()) and ("Cached" in text or "Completed" in text), "the stages on the page", 120)
     subprocess.run([chromium, *options, f"--screenshot={tmp_path / 'run.png'}", page], capture_output=True, timeout=120, check=True)
     assert (tmp_path / "run.png").stat().st_size > 20_000
-
-
-def _which(name: str) -> str | None:
-    import shutil
-
-    return shutil.which(name)

@@ -1,16 +1,12 @@
 """A small project around this flows/ folder: stages that sleep, with checkpoints, so that runs can be watched, ended and resumed."""
 
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import psutil
-import yaml
 
-PROJECT = Path(__file__).parent.parent.parent
-GIT = ("git", "-c", "user.name=test", "-c", "user.email=test@localhost")
+from tests.clone import PROJECT, Clone
+
 IGNORED = "/out/\n/metrics/\n/report/\n/.scratch/\n/.prefect/\n__pycache__/\n"
 
 # step.py NAME TENTHS OUT INPUT...: TENTHS times a tenth of a second, and a checkpoint after each.
@@ -72,11 +68,11 @@ stages:
 STAGES = ("shards", "stage1@a", "stage1@b", "prior@a", "prior@b", "report")
 
 
-class Toy:
+class Toy(Clone):
     """One such project and what is done to it by hand."""
 
     def __init__(self, folder: Path):
-        self.folder = folder
+        super().__init__(folder)
         folder.mkdir(parents=True)
         shutil.copytree(PROJECT / "flows", folder / "flows", ignore=shutil.ignore_patterns("__pycache__"))
         for name in ("params.py", "sections.py", "validation.py", "errors.py", "params.yaml", "prefect.yaml", "sources/avatars.yaml"):
@@ -89,36 +85,17 @@ class Toy:
         self.dvc("init", "--quiet")
         (folder / ".dvcignore").write_text(".scratch\n.prefect\n__pycache__\n")
         self.set_tenths(5)
-        self.run(*GIT, "add", "--all")
-        self.run(*GIT, "commit", "--quiet", "--message", "start")
+        self.commit("start")
         for key, value in (("user.name", "test"), ("user.email", "test@localhost")):
             self.run("git", "config", key, value)
 
     def set_tenths(self, number: int) -> None:
         """How long each stage1 takes."""
-        path = self.folder / "params.yaml"
-        tree = yaml.safe_load(path.read_text())
-        tree["stage1"]["warmup_steps"] = number
-        path.write_text(yaml.safe_dump(tree, sort_keys=False))
+        self.change_params({"stage1": {"warmup_steps": number}})
 
     def order(self, name: str, what: str) -> None:
         """What a step does half-way: ``die once``, ``die``, or print a line that starts with ``error:`` and exit."""
         (self.folder / f"do-{name}").write_text(what)
-
-    def start(self, *command: str) -> subprocess.Popen:
-        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-        settings = os.environ | {"PATH": path, "DVC_NO_ANALYTICS": "1"}
-        return subprocess.Popen(command, cwd=self.folder, env=settings, start_new_session=True, **pipes)
-
-    def run(self, *command: str, expect: int = 0) -> str:
-        process = self.start(*command)
-        output, _ = process.communicate()
-        assert process.returncode == expect, f"{' '.join(command)} exited with {process.returncode}:\n{output}"
-        return output
-
-    def dvc(self, *arguments: str) -> str:
-        return self.run(sys.executable, "-m", "dvc", *arguments)
 
     def stages_running(self) -> list[psutil.Process]:
         """Processes of this project's stages."""
