@@ -167,10 +167,10 @@ def written(root: Path, stage: str) -> dict[str, bytes]:
 
 def wait_for_checkpoint(root: Path, process: subprocess.Popen) -> int:
     """Wait until the prior is in training; return the step of its checkpoint."""
-    while not (found := list((root / ".scratch/prior").rglob("checkpoint.pt"))):
+    while not (found := list((root / ".scratch/prior").rglob("checkpoint-*.pt"))):
         assert process.poll() is None, process.stdout.read()
         time.sleep(0.02)
-    return torch.load(found[0], weights_only=True)["progress"]["step"]
+    return max(int(path.name.split("-")[1]) for path in found)
 
 
 @pytest.fixture(scope="module")
@@ -227,7 +227,8 @@ def test_more_workers_than_cpus_is_one_line(undisturbed, two_nodes, tmp_path):
     root = copy(undisturbed.root, tmp_path / "root", "prior", {"prior": {"training": {"num_workers": 8}}})
     output = run_stage("prior", root, two_nodes.settings, expect=1)
     assert output.splitlines() == [
-        "error: prior: num_workers: 8: needs 8 CPU, the cluster has 2; ask for fewer, or start the nodes first"
+        "error: prior: num_workers: 8: needs 8 CPU, the cluster has 2; ask for fewer "
+        "(num_workers: auto takes what there is), or start the nodes first"
     ]
 
 
