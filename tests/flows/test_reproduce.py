@@ -86,6 +86,14 @@ def test_a_deleted_output_is_restored_without_running(served, toy):
     assert (toy.folder / "out/prior-b").exists()
 
 
+def test_a_cut_lock_file_is_mended_and_nothing_runs_again(served, toy):
+    lock = toy.folder / "dvc.lock"
+    whole = lock.read_text()
+    lock.write_text(whole[: len(whole) // 2])
+    assert {row["state"]["name"] for row in served.tasks(served.run()).values()} == {"Cached"}
+    assert lock.read_text() == whole
+
+
 def test_force_runs_what_is_named_and_downstream_what_needs_it(served, toy):
     states = served.states(served.run(stages=["stage1@a"], force=True, downstream=True))
     assert {name for name, state in states.items() if state == "Completed"} == {"stage1@a", "prior@a", "report"}
