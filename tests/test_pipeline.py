@@ -8,11 +8,11 @@ import json
 import os
 import signal
 import subprocess
+import tempfile
 import time
 from pathlib import Path
 
 import pytest
-import torch
 import yaml
 
 from tests.clone import NUM_STAGES, PER_ARM, PRODUCED, Clone
@@ -168,12 +168,8 @@ def durations(clone: Clone, stage: str) -> dict:
 
 
 def checkpoint_step(clone: Clone, stage: str) -> int:
-    """Finished steps in the checkpoint of the stage that is being trained; 0 when there is none."""
-    found = list((clone.folder / ".scratch" / stage).rglob("checkpoint.pt"))
-    if not found:
-        return 0
-    assert len(found) == 1
-    return torch.load(found[0], weights_only=True)["progress"]["step"]
+    """Finished steps in the last checkpoint of the stage that is being trained; 0 when there is none."""
+    return max((int(path.name.split("-")[1]) for path in (clone.folder / ".scratch" / stage).rglob("checkpoint-*.pt")), default=0)
 
 
 def wait_for_checkpoint(clone: Clone, stage: str, process: subprocess.Popen) -> int:
@@ -286,6 +282,14 @@ def test_dvc_killed_leaves_no_lock(finished, tmp_path):
     assert "Running stage 'stage2@dae-0'" in log
     assert durations(clone, "stage2")["resumed"]
     assert json.loads((clone.folder / "metrics/stage2/dae-0.json").read_text())["num_steps"] == 60
+
+
+def test_ray_leaves_no_temporary_files(killed, monkeypatch):
+    with tempfile.TemporaryDirectory(prefix="t", dir="/tmp") as folder:  # a short path: sockets are made below it
+        monkeypatch.setenv("TMPDIR", folder)
+        killed.change_params({"prior": {"training": {"num_steps": 4}}})
+        killed.stage("prior", *ARM)
+        assert list(Path(folder).iterdir()) == []
 
 
 def test_killed_commands_leave_no_process(killed):
