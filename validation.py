@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from types import UnionType
 from typing import Annotated, Union, get_args, get_origin
 
@@ -62,7 +63,7 @@ def _with_value(item: dict, message: str, is_one_of_several: bool) -> str:
     elif isinstance(found, float) and item["type"] == "int_type" and is_one_of_several:
         message = "must be a step (a whole number) or a fraction less than 1"
     message = f"got {found!r}; {message}"
-    if isinstance(found, str) and _is_number(found):
+    if isinstance(found, str) and _is_finite_number(found):
         number = int(float(found)) if item["type"] == "int_type" else float(found)
         message += f" (YAML reads {found} as text: write {number!r})"
     return message
@@ -118,9 +119,8 @@ def _allowed_values(model: type[BaseModel], key: str) -> tuple:
     return get_args(model.model_fields[key].annotation)
 
 
-def _is_number(text: str) -> bool:
+def _is_finite_number(text: str) -> bool:
     try:
-        float(text)
+        return math.isfinite(float(text))
     except ValueError:
         return False
-    return True

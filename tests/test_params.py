@@ -175,6 +175,13 @@ def test_number_that_yaml_reads_as_text(tmp_path, key, text, advice):
     Params.model_validate(changed({key: yaml.safe_load(advice.removeprefix("write "))}))
 
 
+@pytest.mark.parametrize("key", ["experiment.seeds.0", "stage1.learning_rate"])
+@pytest.mark.parametrize("text", ["nan", "NAN", "inf"])
+def test_text_that_is_no_finite_number_gets_no_advice_to_write_one(tmp_path, key, text):
+    message = complaint(tmp_path, yaml.safe_dump(changed({key: text})))
+    assert message.startswith(f"{key}: got {text!r}; ") and "as text" not in message
+
+
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
