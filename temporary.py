@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 PREFIX = "dae-"
+MARKER = ".made-by-a-stage"  # nothing is deleted that does not hold one
 MAX_BASE_LENGTH = 24  # Ray's sockets lie 83 characters deeper, and a socket's path has 107 at most
 VARIABLE = "TMPDIR"
 
@@ -24,7 +25,7 @@ def private_temporary_folder() -> Iterator[Path]:
     system = Path(tempfile.gettempdir())
     base = system if len(str(system)) <= MAX_BASE_LENGTH else Path("/tmp")
     _delete_stale(base)
-    folder, lock = _create(base)
+    folder, marker = _create(base)
     before = os.environ.get(VARIABLE), tempfile.tempdir
     os.environ[VARIABLE] = tempfile.tempdir = str(folder)
     try:
@@ -35,39 +36,36 @@ def private_temporary_folder() -> Iterator[Path]:
             os.environ[VARIABLE] = before[0]
         tempfile.tempdir = before[1]
         shutil.rmtree(folder, ignore_errors=True)
-        os.close(lock)
+        os.close(marker)
 
 
 def _create(base: Path) -> tuple[Path, int]:
-    """A new folder, and the open file that locks it until this process ends."""
+    """A new folder, and its open marker, which this process has locked until it ends."""
     while True:
         folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=base))
-        lock = _lock(folder)
-        if lock is not None and folder.exists():
-            return folder, lock
-        if lock is not None:
-            os.close(lock)  # another process took it for a stale one before it was locked
+        marker = os.open(folder / MARKER, os.O_RDONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        if _lock(marker) and (folder / MARKER).exists():
+            return folder, marker
+        os.close(marker)  # another process took it for a stale one before it was locked
 
 
 def _delete_stale(base: Path) -> None:
-    for folder in base.glob(f"{PREFIX}*"):
-        lock = _lock(folder)
-        if lock is not None:
-            shutil.rmtree(folder, ignore_errors=True)
-            os.close(lock)
+    """Delete the folders whose marker, which only ``_create`` writes, no process has locked."""
+    for path in base.glob(f"{PREFIX}*/{MARKER}"):
+        if path.parent.is_symlink():
+            continue
+        try:
+            marker = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+        except OSError:  # gone meanwhile, or somebody else's
+            continue
+        if os.fstat(marker).st_uid == os.getuid() and _lock(marker):
+            shutil.rmtree(path.parent, ignore_errors=True)
+        os.close(marker)
 
 
-def _lock(folder: Path) -> int | None:
-    """Lock a folder; None when a process has it, or when it is gone or not ours."""
+def _lock(file: int) -> bool:
     try:
-        lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-    except OSError:
-        return None
-    try:
-        if os.fstat(lock).st_uid == os.getuid():
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return lock
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        pass
-    os.close(lock)
-    return None
+        return False
+    return True

@@ -65,9 +65,13 @@ def test_a_killed_processs_folder_goes_and_that_of_a_running_one_stays(base):
 def test_what_looks_like_one_and_is_none_stays(base, tmp_path):
     (base / "dae-notes.txt").write_text("mine")
     (base / "dae-link").symlink_to(tmp_path)
+    (base / "dae-exported").mkdir()
+    (base / "dae-exported/prior.safetensors").write_text("mine too")
+    (base / "dae-empty").mkdir()
     with private_temporary_folder():
         pass
     assert (base / "dae-notes.txt").read_text() == "mine" and (base / "dae-link").exists() and tmp_path.exists()
+    assert (base / "dae-exported/prior.safetensors").read_text() == "mine too" and (base / "dae-empty").exists()
 
 
 def test_a_base_too_deep_for_sockets_is_not_used(tmp_path, monkeypatch):
