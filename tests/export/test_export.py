@@ -23,6 +23,7 @@ from storage.files import read_json, write_json
 from storage.frozen import load_frozen
 from storage.shards import ShardDataset
 from tests.export.runs import CLASSES, NUM_IMAGES, RUN, SEED, SIZE, write_run
+from tests.export.test_diffusers_layout import ROUNDING
 
 ISOLATED = """
 import sys
@@ -79,7 +80,8 @@ def test_samples_are_the_sample_stages_own(roots, folders, family):
     assert images.shape == (NUM_IMAGES, 3, SIZE, SIZE) and len(images.unique(dim=0)) == NUM_IMAGES
     assert torch.equal(images, expected)
     assert torch.equal(generator.sample(5, seed=SEED, first=3, batch_size=4), expected[3:8])
-    assert_same_but_for_rounding(generator.sample(5, seed=SEED, first=3, batch_size=3), expected[3:8])
+    by_threes = generator.sample(5, seed=SEED, first=3, batch_size=3)
+    assert_same_but_for_rounding(by_threes, expected[3:8], num_other_tokens=0 if family == "dit" else 1)
     assert not torch.equal(generator.sample(NUM_IMAGES, seed=SEED + 1), expected)
     if generator.classes:
         assert generator.draw_labels(range(NUM_IMAGES), SEED).tolist() == stage.labels
@@ -91,10 +93,12 @@ def test_samples_are_the_sample_stages_own(roots, folders, family):
         assert not torch.equal(other, expected)
 
 
-def assert_same_but_for_rounding(images: torch.Tensor, expected: torch.Tensor) -> None:
-    """Kernels round by batch size. That moves a value by one, and once in a long while a token, and with it an image."""
-    differences = (images.int() - expected.int()).abs().flatten(1).amax(dim=1)  # (N,)
-    assert (differences <= 1).sum() >= len(images) - 1
+def assert_same_but_for_rounding(images: torch.Tensor, expected: torch.Tensor, num_other_tokens: int) -> None:
+    """Kernels round by batch size: a value moves by one level, in .03 % of them as measured, and once in a long while a sampled token."""
+    differences = (images.int() - expected.int()).abs().flatten(1)  # (N, values)
+    same = differences[differences.amax(dim=1) <= 1]
+    assert len(same) >= len(images) - num_other_tokens
+    assert same.float().mean() <= 0.01
 
 
 def test_settings_can_be_replaced_and_no_others_given(folders):
@@ -326,7 +330,7 @@ def test_an_autoencoder_for_diffusers(tmp_path):
     images = torch.rand(2, 3, SIZE, SIZE) * 2 - 1
     with torch.no_grad():
         expected = decoder(frozen.bottleneck.decode(frozen.bottleneck.encode(frozen.encoder(images))))
-        torch.testing.assert_close(model(images).sample, expected, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(model(images).sample, expected, **ROUNDING)
     torch.testing.assert_close(torch.tensor(model.config.latents_mean), torch.tensor([0.1, -0.2, 0.3]))
     assert "AutoencoderKL.from_pretrained" in (tmp_path / "empty/README.md").read_text()
 
