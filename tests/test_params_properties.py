@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import yaml
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from errors import PipelineError
@@ -24,7 +24,6 @@ ODD = st.one_of(
     st.lists(st.integers(), max_size=3),
     st.dictionaries(st.one_of(st.text(max_size=3), st.integers()), st.integers(), max_size=2),
 )
-UNHURRIED = settings(derandomize=True, deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def paths(node, here=()) -> list[tuple]:
@@ -45,7 +44,6 @@ def load_or_complain(folder, content: bytes) -> None:
         assert message.startswith(f"{path}: ") and "\n" not in message and len(message) > len(str(path)) + 10
 
 
-@UNHURRIED
 @given(place=st.sampled_from(PATHS), value=ODD, what=st.sampled_from(["replace", "delete", "rename"]))
 def test_one_odd_place(tmp_path, place, value, what):
     tree = copy.deepcopy(TREE)
@@ -61,14 +59,12 @@ def test_one_odd_place(tmp_path, place, value, what):
     load_or_complain(tmp_path, yaml.safe_dump(tree, allow_unicode=True).encode())
 
 
-@UNHURRIED
 @given(st.integers(0, len(TEXT)), st.integers(0, 40), st.one_of(st.binary(max_size=8), st.text(max_size=8).map(str.encode)))
 def test_text_with_something_cut_out_and_something_put_in(tmp_path, start, length, inserted):
     text = TEXT.encode()
     load_or_complain(tmp_path, text[:start] + inserted + text[start + length :])
 
 
-@UNHURRIED
 @given(content=st.binary(max_size=60))
 def test_any_bytes(tmp_path, content):
     load_or_complain(tmp_path, content)

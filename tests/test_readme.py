@@ -27,13 +27,16 @@ def documented_commands() -> list[str]:
 
 
 COMMANDS = [command for command in documented_commands() if not command.startswith(RUN_ELSEWHERE)]
+SLOW = ("dvc exp run",)  # runs half the graph again
 
 
 def test_the_readme_names_commands():
     assert "dvc repro --single-item --force prior@dae-0" in COMMANDS and len(COMMANDS) > 8
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize(
+    "command", [pytest.param(one, marks=[pytest.mark.slow] if one.startswith(SLOW) else []) for one in COMMANDS]
+)
 def test_documented_command_runs(finished, command):
     finished.run("bash", "-c", command.replace("make ", "make -o setup "))  # the environment is there
     finished.run("git", "checkout", "--quiet", "params.yaml")

@@ -22,6 +22,7 @@ def every_json(root) -> list:
     return sorted(path.relative_to(root) for path in root.rglob("*.json"))
 
 
+@pytest.mark.slow
 def test_export(root):
     for path in every_json(root):
         if path.parts[0] == "durations" or path.name == "probe.json":

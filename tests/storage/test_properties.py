@@ -3,7 +3,7 @@
 import io
 
 import numpy as np
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -15,7 +15,6 @@ from storage.shards import ShardDataset, write_manifest, write_shard
 from storage.sources import open_source
 from tests.storage.test_tars import write_tar
 
-UNHURRIED = settings(derandomize=True, deadline=None, max_examples=120, suppress_health_check=[HealthCheck.function_scoped_fixture])
 MODES = {
     "PNG": ("1", "L", "LA", "P", "RGB", "RGBA", "I;16"),
     "TIFF": ("1", "L", "RGB", "RGBA", "CMYK", "I;16", "F"),
@@ -53,7 +52,6 @@ def read_or_refuse(data: bytes) -> Image.Image | None:
     return image
 
 
-@UNHURRIED
 @given(PIXELS, st.sampled_from(FORMATS))
 def test_images_are_what_pil_says_of_their_8_bit_modes(data, kind):
     image_format, mode = kind
@@ -64,7 +62,6 @@ def test_images_are_what_pil_says_of_their_8_bit_modes(data, kind):
         assert (np.asarray(found) == np.asarray(original.convert("RGB"))).all()
 
 
-@UNHURRIED
 @given(PIXELS, st.sampled_from(FORMATS), st.floats(0, 1), st.binary(max_size=6), st.integers(0, 30))
 def test_damaged_images_are_read_or_refused(data, kind, place, inserted, num_deleted):
     content = file_of(image_of(data, kind[1]), kind[0])
@@ -72,7 +69,6 @@ def test_damaged_images_are_read_or_refused(data, kind, place, inserted, num_del
     read_or_refuse(content[:start] + inserted + content[start + num_deleted :])
 
 
-@UNHURRIED
 @given(st.binary(max_size=80), st.sampled_from(STARTS))
 def test_any_bytes_are_read_or_refused(content, start):
     read_or_refuse(start + content)
@@ -86,7 +82,6 @@ BLACK = encode_image(np.zeros((4, 4, 3), np.uint8), "png")
 CONTENTS = st.sampled_from([BLACK, b"", b"0", b"-1", b"cat", b"{}", b'{"label": 1}', b"\xff", b"[1"])
 
 
-@UNHURRIED
 @given(st.dictionaries(NAMES, CONTENTS, max_size=5), st.sampled_from(["random", "folders"]), st.integers(0, 3000))
 def test_tars_are_read_or_refused(tmp_path_factory, members, split, num_cut):
     folder = tmp_path_factory.mktemp("tars")
@@ -108,7 +103,6 @@ def test_tars_are_read_or_refused(tmp_path_factory, members, split, num_cut):
         assert data in members.values() and (label is None or 0 <= label < len(source.classes))
 
 
-@UNHURRIED
 @given(st.integers(0, 10_239), st.integers(1, 255))
 def test_a_shard_with_any_byte_changed_gives_its_pixels_or_is_refused(tmp_path_factory, position, change):
     folder = tmp_path_factory.mktemp("shards")
@@ -128,7 +122,6 @@ def test_a_shard_with_any_byte_changed_gives_its_pixels_or_is_refused(tmp_path_f
     assert (images.transpose(0, 2, 3, 1) == pixels).all()
 
 
-@UNHURRIED
 @given(st.binary(max_size=60))
 def test_stored_images_are_read_or_refused(data):
     try:

@@ -81,6 +81,7 @@ class GivesUp(PriorObjective):
         return super().loss(batch, step)
 
 
+@pytest.mark.slow
 def test_an_error_of_one_ray_worker_ends_them_all_with_one_line(tmp_path, inputs):
     params = settings(prior__training__num_workers=2)
     with pytest.raises(PipelineError, match=r"^latents\.arrow: a file that is damaged$"):
