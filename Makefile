@@ -8,7 +8,7 @@ export PATH := $(abspath $(BIN)):$(PATH)
 export DVC_NO_ANALYTICS := 1
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help setup run serve test bench lint status clean-scratch lock preset
+.PHONY: help setup run serve test test-all torture bench lint status clean-scratch lock preset deps
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## ?/  make \1\t/' | expand -t 24
@@ -25,14 +25,22 @@ $(BIN)/.installed: requirements.txt
 NAME ?= $(PRESET)
 run: setup $(if $(PRESET),preset) ## reproduce the whole pipeline; only what changed runs (PRESET=faces-dit: with that preset)
 	@python -m params
+	@python -m flows.repair
 	dvc repro
 	@echo 'report: $(CURDIR)/report/index.html'
 
 serve: setup ## start a Prefect server, the deployments and a worker, until Ctrl-C
 	@exec python -m flows.serve
 
-test: setup ## run all tests
-	python -m pytest
+TEST := python -m pytest --numprocesses auto --dist loadscope --no-loadscope-reorder
+test: setup ## run the fast tests, which cover everything once, side by side on all cores (about 5 minutes on two)
+	$(TEST) -m 'not slow'
+
+test-all: setup ## run all tests (about 13 minutes on two cores)
+	$(TEST)
+
+torture: setup ## kill the pipeline everywhere, for an hour (MINUTES=5), and compare the bytes
+	@python -m tests.killing.torture --minutes $(or $(MINUTES),60)
 
 bench: setup ## measure every claim of speed, each as a ratio within one run
 	@failed=0; for script in encode stage2 sampling transformer_sampling dit_step dit_sampling loader evaluation flow; do python -m benchmarks.$$script || failed=1; done; exit $$failed
@@ -52,6 +60,9 @@ preset: setup ## make a preset the parameters: make preset NAME=cifar10; refuses
 	@for known in presets/*.yaml <(git show HEAD:./params.yaml 2>/dev/null); do [ ! -e params.yaml ] || cmp -s params.yaml $$known && exit 0; done; \
 	  echo "error: params.yaml has edits that neither git nor presets/ holds: keep them (git commit params.yaml, or cp params.yaml presets/mine.yaml) or drop them (git checkout params.yaml)"; exit 1
 	cp presets/$(NAME).yaml params.yaml
+
+deps: setup ## write into dvc.yaml which files each stage depends on, from what it imports
+	python -m tests.imports
 
 lock: ## resolve requirements.in into requirements.txt
 	$(BIN)/uv pip compile --system-certs requirements.in --universal --python-version 3.11 --generate-hashes --no-emit-index-url \

@@ -1,4 +1,18 @@
-"""The one exception whose message is meant for the person at the keyboard."""
+"""The one exception whose message is meant for the person at the keyboard, and the system's errors in the same form."""
+
+import errno
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+REMEDIES = {
+    **dict.fromkeys(FULL, "make room on that disk"),
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "mend its permissions or attributes, or those of the folder it is in"),
+    **dict.fromkeys((errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENOTEMPTY), "something else is in its place: move that away"),
+    errno.ENOENT: "restore it, or find out what deletes it",
+    errno.EBUSY: "end what uses it; a mount point cannot be replaced, only what is in it",
+    errno.EIO: "check that disk",
+    errno.EMFILE: "allow more open files (ulimit -n)",
+    errno.ENOMEM: "free memory",
+}
 
 
 class PipelineError(Exception):
@@ -7,3 +21,30 @@ class PipelineError(Exception):
     The message is one line: what is wrong, where (file, dotted key, shard, sample), and what to do.
     A stage prints it without a traceback and exits with status 1.
     """
+
+
+def explain_os_error(error: OSError) -> str:
+    """One line of an error that has an errno: the path, what is wrong, what to do."""
+    # Of two paths the second is the one written to, and it is there that room is lacking.
+    path = (error.filename2 if error.errno in FULL else None) or error.filename
+    path = path.decode(errors="replace") if isinstance(path, bytes) else path
+    what = " ".join(str(error.strerror or error).split())
+    return f"{f'{path}: ' if path else ''}{what}; {REMEDIES.get(error.errno, 'mend that')}, then run it again"
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocation failed, on the CPU or on a GPU: torch says it in words, and passes it on from a loader's process as text."""
+    if isinstance(error, MemoryError):
+        return True
+    words = ("can't allocate memory", "out of memory", "MemoryError", "Unable to allocate")
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in words)
+
+
+def explain_out_of_memory(error: BaseException) -> str:
+    """One line of an allocation that failed."""
+    first = str(error).strip().splitlines()
+    return (
+        f"out of memory{f' ({first[-1].strip()[:160]})' if first else ''}; lower the batch_size of this stage, raise "
+        "accumulate_batches where it trains, lower runtime.num_loader_processes or runtime.num_ray_tasks, or end what else uses "
+        "the memory; then run it again to resume"
+    )

@@ -10,7 +10,6 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
-import yaml
 from pydantic import ValidationError, model_validator
 
 from errors import PipelineError
@@ -31,7 +30,9 @@ from sections import (
     Stage1,
     Stage2,
 )
+from source_check import require_source
 from validation import Name, Section, explain
+from yaml_file import read_mapping, require_one_reading
 
 # What goes together. A prior models tokens or continuous latents, and is sampled in its own ways.
 BOTTLENECKS_OF_PRIOR = {"transformer": ("vq", "fsq"), "maskgit": ("vq", "fsq"), "dit": ("kl",)}
@@ -83,12 +84,7 @@ class Params(Section):
 
     def _check_kinds(self) -> None:
         bottleneck, prior, sampler = self.bottleneck.kind, self.prior.kind, self.sample.sampler
-        if bottleneck not in BOTTLENECKS_OF_PRIOR[prior]:
-            priors = [kind for kind, bottlenecks in BOTTLENECKS_OF_PRIOR.items() if bottleneck in bottlenecks]
-            raise ValueError(
-                f"bottleneck.kind {bottleneck} and prior.kind {prior} do not go together: with bottleneck.kind {bottleneck} set prior.kind "
-                f"to {' or '.join(priors)}, with prior.kind {prior} set bottleneck.kind to {' or '.join(BOTTLENECKS_OF_PRIOR[prior])}"
-            )
+        _check_pair(bottleneck, prior)
         if sampler not in SAMPLERS_OF_PRIOR[prior]:
             priors = [kind for kind, samplers in SAMPLERS_OF_PRIOR.items() if sampler in samplers]
             raise ValueError(
@@ -116,37 +112,54 @@ def load_params(path: Path) -> Params:
     Raises:
         PipelineError: naming the file, the dotted key, the value found and what is allowed.
     """
+    tree = read_mapping(path)
+    _require_pair(path, tree)
     try:
-        tree = yaml.load(path.read_text(), _UniqueKeyLoader)
-    except FileNotFoundError:
-        raise PipelineError(f"{path}: no such file; run from the project's folder, or copy a preset there") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise PipelineError(f"{path}: not a readable text file ({type(error).__name__}); name a YAML file of parameters") from None
-    except yaml.YAMLError as error:
-        raise PipelineError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(tree, dict):
-        raise PipelineError(f"{path}: must hold one mapping of sections, found {type(tree).__name__}")
-    try:
-        return Params.model_validate(tree)
+        params = Params.model_validate(tree)
     except ValidationError as error:
         raise PipelineError(f"{path}: {explain(error, tree, Params)}") from None
+    require_one_reading(path, tree)
+    return params
 
 
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """YAML that refuses a key given twice, of which the last would silently win."""
+def check(path: Path) -> Params:
+    """``load_params``, and whether the source is one that DVC can take: what is to be known before DVC is called.
 
-    def construct_mapping(self, node, deep=False):
-        keys = [self.construct_object(key, deep=deep) for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise yaml.constructor.ConstructorError(None, None, f"{key} is given twice", node.start_mark)
-        return super().construct_mapping(node, deep)
+    Raises:
+        PipelineError: as ``load_params``, or for the source.
+    """
+    params = load_params(path)
+    try:
+        require_source(Path(params.dataset.source), path.parent if path.name == "params.yaml" else Path("."))
+    except PipelineError as error:
+        raise PipelineError(f"{path}: {error}") from None
+    return params
+
+
+def _require_pair(path: Path, tree: dict) -> None:
+    """Kinds that do not go together come before what one of them lacks: all its keys would be wrong."""
+    kinds = [section.get("kind") if isinstance(section := tree.get(name), dict) else None for name in ("bottleneck", "prior")]
+    if kinds[1] in BOTTLENECKS_OF_PRIOR and any(kinds[0] in kinds_of for kinds_of in BOTTLENECKS_OF_PRIOR.values()):
+        try:
+            _check_pair(*kinds)
+        except ValueError as error:
+            raise PipelineError(f"{path}: {error}") from None
+
+
+def _check_pair(bottleneck: str, prior: str) -> None:
+    if bottleneck not in BOTTLENECKS_OF_PRIOR[prior]:
+        priors = [kind for kind, bottlenecks in BOTTLENECKS_OF_PRIOR.items() if bottleneck in bottlenecks]
+        raise ValueError(
+            f"bottleneck.kind {bottleneck} and prior.kind {prior} do not go together: with bottleneck.kind {bottleneck} set prior.kind "
+            f"to {' or '.join(priors)}, with prior.kind {prior} set bottleneck.kind to {' or '.join(BOTTLENECKS_OF_PRIOR[prior])}"
+        )
 
 
 def select_sections(params: Params, sections: tuple[str, ...], arm: str | None) -> SimpleNamespace:
     """Return only the named sections, plus ``runtime``.
 
-    ``"prior"`` becomes ``view.prior``; ``"arms.{arm}.stage1"`` becomes ``view.arm.stage1`` for the given arm.
+    ``"prior"`` becomes ``view.prior``; ``"arms.{arm}.stage1"`` becomes ``view.arm.stage1`` for the given arm; of
+    ``"prior.class_conditional"`` there is nothing else in ``view.prior``.
     """
     view = SimpleNamespace(runtime=params.runtime, arm=SimpleNamespace())
     for section in sections:
@@ -155,6 +168,9 @@ def select_sections(params: Params, sections: tuple[str, ...], arm: str | None) 
                 raise PipelineError(f"--arm {arm}: params.yaml has no arms.{arm}; it has: {', '.join(params.arms)}")
             part = section.removeprefix("arms.{arm}.")
             setattr(view.arm, part, getattr(params.arms[arm], part))
+        elif "." in section:
+            name, key = section.split(".")
+            setattr(view, name, SimpleNamespace(**{key: getattr(getattr(params, name), key)}))
         else:
             setattr(view, section, getattr(params, section))
     return view
@@ -163,11 +179,7 @@ def select_sections(params: Params, sections: tuple[str, ...], arm: str | None) 
 def main() -> int:
     path = Path(sys.argv[1] if len(sys.argv) > 1 else "params.yaml")
     try:
-        params = load_params(path)
-        source = Path(params.dataset.source)
-        if not source.exists():
-            wanted = "a folder of images, a folder of WebDataset tars or a recipe file"
-            raise PipelineError(f"{path}: dataset.source: {source} does not exist; name {wanted}")
+        check(path)
     except PipelineError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -13,6 +13,8 @@ from pydantic import Field, model_validator
 from validation import Count, Fraction, Name, PositiveFloat, PositiveInt, Probability, Section, StepOrFraction, Weight
 
 MAX_CODES = 2**31 - 1
+MAX_IMAGE_SIZE = 16384
+MAX_PROCESSES = 1024  # and threads: more is a slip of the finger
 
 
 class Experiment(Section):
@@ -32,7 +34,7 @@ class Dataset(Section):
     source: Annotated[str, Field(min_length=1)]
     split: Literal["random", "folders"]
     num_validation_images: PositiveInt
-    image_size: PositiveInt
+    image_size: Annotated[int, Field(gt=0, le=MAX_IMAGE_SIZE)]
     resize_filter: Literal["box", "bilinear", "hamming", "bicubic", "lanczos"]
     crop: Literal["center", "none"]
     image_format: Literal["png", "webp", "jpeg"]
@@ -63,7 +65,7 @@ class Autoencoder(Section):
 
 class VQBottleneck(Section):
     kind: Literal["vq"]
-    num_codes: Annotated[int, Field(ge=2)]
+    num_codes: Annotated[int, Field(ge=2, le=MAX_CODES)]
     code_dim: PositiveInt
     commitment_weight: Weight
     revive_after_steps: Count
@@ -124,11 +126,11 @@ class Optimization(Section):
     ema_decay: Probability
     precision: Literal["fp32", "bf16"]
     validate_every_steps: PositiveInt
-    num_workers: Count
+    num_workers: Annotated[int, Field(ge=0, le=MAX_PROCESSES)] | Literal["auto"]
 
     @model_validator(mode="after")
     def _batch_splits_evenly(self):
-        parts = self.accumulate_batches * max(1, self.num_workers)
+        parts = self.accumulate_batches * (1 if self.num_workers == "auto" else max(1, self.num_workers))
         if self.batch_size % parts:
             raise ValueError(f"batch_size {self.batch_size} does not divide into accumulate_batches x num_workers = {parts} parts")
         return self
@@ -146,6 +148,7 @@ class ArmStage1(Section):
     num_steps: PositiveInt
     channels_multiplier: Annotated[float, Field(gt=0, le=1)]
     dropout: Probability
+    latent_noise: Weight
 
 
 class ArmStage2(Section):
@@ -315,8 +318,8 @@ class Runtime(Section):
     """How, not what: no stage depends on these, and no result may."""
 
     device: Literal["auto", "cpu", "cuda"]
-    num_threads: PositiveInt | None
-    num_loader_processes: Count
-    num_ray_tasks: Count
+    num_threads: Annotated[int, Field(gt=0, le=MAX_PROCESSES)] | None
+    num_loader_processes: Annotated[int, Field(ge=0, le=MAX_PROCESSES)]
+    num_ray_tasks: Annotated[int, Field(ge=0, le=MAX_PROCESSES)]
     checkpoint_every_steps: PositiveInt
     log_every_steps: PositiveInt

@@ -1,21 +1,17 @@
 """What every stage shares: its declaration, its command line, where it reads and writes, and how it fails.
 
 A module under tasks/ declares a ``Stage`` and a function ``run(params, inputs, outputs) -> metrics``. Everything
-it writes goes to a private folder first and is moved into place when the stage has succeeded, so a stage that
-fails or is killed leaves no half-written output.
+it writes goes to a private folder first and is put into place when the stage has succeeded, so a stage that fails leaves no
+half-written output, and one that is killed is finished by the next run.
 """
 
 from __future__ import annotations
 
 import argparse
-import errno
-import fcntl
-import hashlib
 import json
 import os
 import platform
 import resource
-import shutil
 import subprocess
 import sys
 import time
@@ -23,15 +19,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
-from typing import IO
 
-from errors import PipelineError
+from errors import PipelineError, explain_os_error, explain_out_of_memory, is_out_of_memory
 from params import Params, load_params, select_sections
+from publishing import publish, settle
+from scratch import Scratch, open_scratch
 from storage.files import fingerprint, sha256_file, write_json
+from temporary import private_temporary_folder
 
 PROJECT = Path(__file__).parent
-SCRATCH_VARIABLE = "DAE_SCRATCH"  # an absolute folder for resumable state; default: .scratch in the project
-SCRATCH_KEPT_SECONDS = 7 * 24 * 3600
 
 
 @dataclass(frozen=True)
@@ -43,7 +39,7 @@ class Stage:
         run: ``run(params, inputs, outputs) -> metrics``. ``params`` has the declared sections, ``runtime``, ``seed``
             and ``run_name``; ``inputs`` one path per declared input; ``outputs`` the paths ``artifact`` (a
             folder), ``curves`` (a CSV file) and ``scratch`` (a folder that outlives a kill, for resuming).
-        sections: the sections of params.yaml it may read, such as ``"prior"`` or ``"arms.{arm}.stage1"``.
+        sections: the sections of params.yaml it may read, such as ``"prior"`` or ``"arms.{arm}.stage1"``, or a value of one.
         inputs: name -> path it reads; ``{run}`` stands for ``<arm>-<seed>``, ``{source}`` for dataset.source.
         per_arm: whether it runs once per arm and seed, or once.
         has_curves: whether it writes ``outputs.curves``.
@@ -82,15 +78,21 @@ class Stage:
             parser.add_argument("--seed", type=int, required=True, help="the seed of every random choice")
         arguments = parser.parse_args()
         arm, seed = (arguments.arm, arguments.seed) if self.per_arm else (None, 0)
+        if seed < 0:
+            sys.exit(f"error: {self.name}: --seed {seed}: must be 0 or larger")
         try:
-            execute(self, load_params(arguments.params), arm, seed)
+            with private_temporary_folder():
+                execute(self, load_params(arguments.params), arm, seed)
         except PipelineError as error:
             sys.exit(f"error: {self.name}: {error}")
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+            if error.errno is None:
                 raise
-            where = f" while writing {error.filename}" if error.filename else ""
-            sys.exit(f"error: {self.name}: {error.strerror}{where}; nothing was half-written: make room or mend permissions, run again")
+            sys.exit(f"error: {self.name}: {explain_os_error(error)}")
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            sys.exit(f"error: {self.name}: {explain_out_of_memory(error)}")
         except KeyboardInterrupt:
             sys.exit(f"error: {self.name}: interrupted; run it again to resume")
 
@@ -101,7 +103,6 @@ def execute(stage: Stage, params: Params, arm: str | None, seed: int, root: Path
     Returns:
         the stage's metrics, as written to ``metrics/``.
     """
-    started = time.monotonic()
     run_name = f"{arm}-{seed}" if stage.per_arm else stage.name
     view = select_sections(params, stage.sections, arm)
     view.seed, view.run_name = seed, run_name
@@ -111,111 +112,51 @@ def execute(stage: Stage, params: Params, arm: str | None, seed: int, root: Path
             hint = "check dataset.source in params.yaml" if name == "source" else "run the stages that make it: dvc repro"
             raise PipelineError(f"{path}: input {name!r} does not exist; {hint}")
 
-    scratch = _open_scratch(stage, view, inputs, run_name, root)
-    staging = scratch.folder / "outputs"
-    shutil.rmtree(staging, ignore_errors=True)
     targets = {kind: root / template.format(run=run_name) for kind, template in stage.output_templates().items()}
-    staged = {kind: staging / (kind + target.suffix) for kind, target in targets.items()}
-    staged["artifact"].mkdir(parents=True)
-    state = scratch.folder / "state"
-    state.mkdir(exist_ok=True)
-    resumed = any(state.iterdir())
-
-    outputs = SimpleNamespace(artifact=staged["artifact"], curves=staged.get("curves"), scratch=state)
-    metrics = stage.run(view, SimpleNamespace(**inputs), outputs) or {}
-    if stage.has_records:
-        write_json(staged["metrics"], metrics)
-        write_json(staged["durations"], _durations(started, resumed, staged["artifact"], root))
-    _publish({staged[kind]: target for kind, target in targets.items()})
-    scratch.discard()
+    with open_scratch(root, stage.name, run_name, _content(stage, view, inputs)) as scratch:
+        staged = {kind: scratch.staging / (kind + target.suffix) for kind, target in targets.items()}
+        metrics = scratch.finished_metrics()
+        if metrics is None:
+            settle(targets.values())
+            metrics = _run(stage, view, inputs, staged, scratch, root)
+        publish({staged[kind]: target for kind, target in targets.items()})
+        scratch.discard()
     return metrics
 
 
-def _publish(outputs: dict[Path, Path]) -> None:
-    """Move finished outputs into place: first all of them onto the targets' disk, so that a full one changes nothing there."""
-    incoming = {target.with_name(f".{target.name}.incoming"): target for target in outputs.values()}
+def _run(stage: Stage, view: SimpleNamespace, inputs: dict[str, Path], staged: dict[str, Path], scratch: Scratch, root: Path) -> dict:
+    """Have the stage write all its outputs where they are staged; returns its metrics."""
+    started = time.monotonic()
+    scratch.begin()
+    resumed = any(scratch.state.iterdir())
+    staged["artifact"].mkdir()
+    outputs = SimpleNamespace(artifact=staged["artifact"], curves=staged.get("curves"), scratch=scratch.state)
     try:
-        for staged, beside in zip(outputs, incoming, strict=True):
-            _delete(beside)
-            _move(staged, beside)
-    except OSError:
-        for beside in incoming:
-            _delete(beside)
-        raise
-    for beside, target in incoming.items():
-        _delete(target)
-        beside.rename(target)
-
-
-def _move(source: Path, target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        source.rename(target)
+        metrics = stage.run(view, SimpleNamespace(**inputs), outputs) or {}
+        if stage.has_records:
+            write_json(staged["metrics"], metrics)
+            write_json(staged["durations"], _durations(started, resumed, staged["artifact"], root))
+        scratch.finish(metrics)
     except OSError as error:
-        if error.errno != errno.EXDEV:  # the scratch folder may be on another disk
-            raise
-        for file in [source] if source.is_file() else sorted(path for path in source.rglob("*") if path.is_file()):
-            copy = target / file.relative_to(source) if source.is_dir() else target
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(file, copy)
+        if error.filename is None:  # a write that fails says not where, and until here all of them are to the scratch folder
+            error.filename = str(scratch.folder)
+        raise
+    return metrics
 
 
-def _delete(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
-
-
-@dataclass(frozen=True)
-class Scratch:
-    """A locked folder for the resumable state of one stage with exactly these inputs, parameters and code."""
-
-    folder: Path
-    lock: IO
-
-    def discard(self) -> None:
-        shutil.rmtree(self.folder, ignore_errors=True)
-        self.lock.close()
-
-
-def _open_scratch(stage: Stage, view: SimpleNamespace, inputs: dict[str, Path], run_name: str, root: Path) -> Scratch:
+def _content(stage: Stage, view: SimpleNamespace, inputs: dict[str, Path]) -> dict:
+    """Everything that the result depends on: state of other parameters, inputs or code is never used."""
     parameters = {name: getattr(view, name) for name in vars(view) if name not in ("runtime", "arm")}
     parameters["arm"] = vars(view.arm)
-    content = {
-        "parameters": json.dumps(parameters, sort_keys=True, default=lambda section: section.model_dump()),
+    return {
+        "parameters": json.dumps(parameters, sort_keys=True, default=_plain),
         "inputs": {name: fingerprint(path) for name, path in inputs.items()},
         "code": _loaded_code() | {name: sha256_file(PROJECT / name) for name in stage.files},
     }
-    key = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
-    base = Path(os.environ.get(SCRATCH_VARIABLE, root / ".scratch")).resolve() / stage.name / run_name
-    folder = base / key
-    folder.mkdir(parents=True, exist_ok=True)
-    _delete_stale(base, keep=folder)
-    lock = _lock(folder)
-    if lock is None:
-        raise PipelineError(f"another process is running {stage.name} {run_name} with the same inputs; wait for it or end it")
-    return Scratch(folder, lock)
 
 
-def _lock(folder: Path) -> IO | None:
-    """Lock a scratch folder until the file is closed or this process ends; None when another process has it."""
-    lock = folder.with_suffix(".lock").open("w")
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        lock.close()
-        return None
-    return lock
-
-
-def _delete_stale(base: Path, keep: Path) -> None:
-    for entry in base.iterdir():
-        if entry.is_dir() and entry != keep and time.time() - entry.stat().st_mtime > SCRATCH_KEPT_SECONDS:
-            lock = _lock(entry)
-            if lock:  # else a run so long is still at it
-                shutil.rmtree(entry, ignore_errors=True)
-                lock.close()
+def _plain(section) -> dict:
+    return vars(section) if isinstance(section, SimpleNamespace) else section.model_dump()
 
 
 def _loaded_code() -> dict[str, str]:

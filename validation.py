@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from types import UnionType
 from typing import Annotated, Union, get_args, get_origin
 
@@ -14,7 +15,7 @@ PositiveFloat = Annotated[float, Field(gt=0)]
 Weight = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Probability = Annotated[float, Field(ge=0, lt=1)]
-Name = Annotated[str, Field(pattern=r"^[a-z0-9_]+$")]
+Name = Annotated[str, Field(pattern=r"^[a-z0-9_]+$", max_length=64)]  # part of file names
 StepOrFraction = Annotated[int, Field(ge=0)] | Probability
 NO_SECTION = ("model_type", "model_attributes_type", "dict_type")
 
@@ -62,7 +63,7 @@ def _with_value(item: dict, message: str, is_one_of_several: bool) -> str:
     elif isinstance(found, float) and item["type"] == "int_type" and is_one_of_several:
         message = "must be a step (a whole number) or a fraction less than 1"
     message = f"got {found!r}; {message}"
-    if isinstance(found, str) and _is_number(found):
+    if isinstance(found, str) and _is_finite_number(found):
         number = int(float(found)) if item["type"] == "int_type" else float(found)
         message += f" (YAML reads {found} as text: write {number!r})"
     return message
@@ -118,9 +119,8 @@ def _allowed_values(model: type[BaseModel], key: str) -> tuple:
     return get_args(model.model_fields[key].annotation)
 
 
-def _is_number(text: str) -> bool:
+def _is_finite_number(text: str) -> bool:
     try:
-        float(text)
+        return math.isfinite(float(text))
     except ValueError:
         return False
-    return True

@@ -20,6 +20,7 @@ from errors import PipelineError
 from evaluation.extractors import INCEPTION, Extractor
 from sections import Evaluation
 
+DISTANCE_BLOCK_ROWS = 2000  # of the matrix of distances between two sets of images, held at once
 KID_SEED = 2020  # of the subsets; the same for every run, so that two runs differ by their images alone
 
 
@@ -72,7 +73,8 @@ def precision_recall(features: torch.Tensor, reference: torch.Tensor) -> dict[st
     """Share of the features within the reference's 3-nearest-neighbour balls, and the reverse (Kynkäänniemi et al., 2019)."""
     for one in (features, reference):
         _require(one, 4, "precision and recall (an image and its 3 neighbours)")
-    values = prc_features_to_metric(features, reference, verbose=False)
+    blocks = {"save_cpu_ram": True, "prc_batch_size": DISTANCE_BLOCK_ROWS}  # all distances of 50,000 images at once are 40 GB
+    values = prc_features_to_metric(features, reference, verbose=False, **blocks)
     return {"precision": values[KEY_METRIC_PRECISION], "recall": values[KEY_METRIC_RECALL]}
 
 

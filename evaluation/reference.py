@@ -6,6 +6,7 @@ Also which images those are: evenly spaced over the split, so that a split store
 from pathlib import Path
 
 import torch
+from pydantic import BaseModel
 
 from errors import PipelineError
 from evaluation.extractors import Extractor
@@ -17,6 +18,18 @@ from storage.weights import load_weights, save_weights
 
 FORMAT = "dae-reference-1"
 FEATURES = "features.safetensors"
+
+
+class Protocol(BaseModel):
+    reference_sha256: str
+
+
+class ReferenceRecord(BaseModel):
+    """What manifest.json of a reference must hold at least."""
+
+    format: str
+    protocol: Protocol
+    shards_sha256: str
 
 
 def evenly_spaced(num_available: int, num_wanted: int) -> list[int]:
@@ -52,10 +65,13 @@ def load_reference(folder: Path, shards: Path, extractor: Extractor, settings: E
     Raises:
         PipelineError: when it is damaged, of other images than these shards, or of another protocol than asked for.
     """
-    manifest = read_json(folder / MANIFEST)
-    if manifest.get("format") != FORMAT:
+    manifest = read_json(folder / MANIFEST, ReferenceRecord)
+    if manifest["format"] != FORMAT:
         raise PipelineError(f"{folder / MANIFEST}: not a reference in format {FORMAT}; run dvc repro reference")
-    features = load_weights(folder / FEATURES)["features"]
+    weights = load_weights(folder / FEATURES)
+    if "features" not in weights:
+        raise PipelineError(f"{folder / FEATURES}: holds no features; delete the folder and run dvc repro reference")
+    features = weights["features"]
     shards_sha256, features_sha256 = fingerprint(shards), sha256_file(folder / FEATURES)
     if manifest["shards_sha256"] != shards_sha256:
         raise PipelineError(
@@ -68,6 +84,6 @@ def load_reference(folder: Path, shards: Path, extractor: Extractor, settings: E
         )
     asked = build_protocol(extractor, settings, read_manifest(shards), features_sha256)
     for key, value in asked.items():
-        if manifest["protocol"][key] != value:
-            raise PipelineError(f"{folder}: made with {key} {manifest['protocol'][key]!r}, asked for is {value!r}; run dvc repro reference")
+        if (made := manifest["protocol"].get(key)) != value:
+            raise PipelineError(f"{folder}: made with {key} {made!r}, asked for is {value!r}; run dvc repro reference")
     return Reference.of(features), asked

@@ -143,6 +143,7 @@ def describe_arm(arm: dict) -> str:
     stage1, stage2 = arm["stage1"], arm["stage2"]
     weakness = [f"{stage1['channels_multiplier']:g} × the channels"] if stage1["channels_multiplier"] != 1 else []
     weakness += [f"dropout {stage1['dropout']:g}"] if stage1["dropout"] else []
+    weakness += [f"noise {stage1['latent_noise']:g} on its input"] if stage1["latent_noise"] else []
     decoder = f"an auxiliary decoder of {' and '.join(weakness)}" if weakness else "the full decoder"
     first = f"Encoder and {decoder} learn together for {stage1['num_steps']:,} steps"
     if stage2["num_steps"] == 0:

@@ -1,11 +1,10 @@
 """Write a trained generator, or its autoencoder for diffusers, as a folder that needs nothing of this project."""
 
 import argparse
-import errno
 import sys
 from pathlib import Path
 
-from errors import PipelineError
+from errors import PipelineError, explain_os_error, is_out_of_memory
 from export.package import publish, require_free, write_diffusers, write_generator
 from export.run import read_run
 
@@ -36,9 +35,14 @@ def main() -> None:
     except PipelineError as error:
         sys.exit(f"error: export: {error}")
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+        if error.errno is None:
             raise
-        sys.exit(f"error: export: {error.strerror} ({error.filename}); nothing is half-written: make room or mend permissions, run again")
+        error.filename = error.filename or str(target)
+        sys.exit(f"error: export: {explain_os_error(error)}")
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        sys.exit("error: export: out of memory; end what else uses it, then run it again")
     except KeyboardInterrupt:
         sys.exit("error: export: interrupted; nothing is half-written")
     print(f"{target}: README.md says how to use it")

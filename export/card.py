@@ -1,6 +1,7 @@
 """Model cards: what is recorded of a run, in words and tables. Nothing is said that the run's own files do not say."""
 
 from collections.abc import Iterable
+from pathlib import Path
 
 import torch
 
@@ -78,10 +79,16 @@ def _model(run: Run, parts: tuple[str, ...]) -> str:
     )
 
 
+def _public(path: str) -> str:
+    """Of a path outside the project the last name only: the rest says how somebody's machine is laid out."""
+    outside = Path(path).is_absolute() or ".." in Path(path).parts
+    return Path(path).name if outside else path
+
+
 def _data(run: Run) -> str:
     data = run.data
     facts = {
-        "source": f"{data['source']['kind']} `{data['source']['path']}`",
+        "source": f"{data['source']['kind']} `{_public(data['source']['path'])}`",
         "found, of which skipped": f"{data['num_found']:,}, {data['num_skipped']:,}",
         **{f"{split} images": f"{entry['num_images']:,}" for split, entry in data["splits"].items()},
         "classes": _names(data["classes"]) or "no labels",

@@ -9,6 +9,7 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,9 +19,24 @@ from torch import Tensor, nn
 
 from models.autoencoder import AutoencoderConfig, Decoder, Encoder, from_uint8, to_uint8
 from models.bottleneck import build_bottleneck
-from models.priors import build_prior, generate
-from training.randomness import RowRandomness, draw_labels
+from models.priors import SAMPLERS, build_prior, generate
+from training.randomness import RowRandomness, draw_labels, whole_batches
 
+# As sections.py has them for params.yaml, which does not come along.
+ALLOWED = {
+    "sampler": (lambda value: value in SAMPLERS, f"one of {', '.join(SAMPLERS)}, as far as it fits the prior"),
+    "temperature": (lambda value: is_number(value) and value > 0, "a number above 0"),
+    "top_k": (lambda value: value is None or (is_whole(value) and value > 0), "a whole number above 0, or None"),
+    "top_p": (lambda value: value is None or (is_number(value) and 0 < value <= 1), "a number above 0 and up to 1, or None"),
+    "guidance_scale": (lambda value: is_number(value) and value >= 0, "a number from 0 on"),
+    "guidance_interval": (
+        lambda value: isinstance(value, list | tuple) and len(value) == 2 and all(map(is_number, value)) and 0 <= value[0] <= value[1] <= 1,
+        "two rising numbers from 0 to 1",
+    ),
+    "num_steps": (lambda value: is_whole(value) and value > 0, "a whole number above 0"),
+    "choice_temperature": (lambda value: is_number(value) and value >= 0, "a number from 0 on"),
+    "churn": (lambda value: is_number(value) and value >= 0, "a number from 0 on"),
+}
 PARTS = ("encoder", "bottleneck", "decoder", "prior")
 
 
@@ -72,44 +88,57 @@ class Generator:
         *,
         first: int = 0,
         labels: Sequence[int | str] | None = None,
-        batch_size: int = 64,
+        batch_size: int = 16,
         **settings,
     ) -> Tensor:
-        """Draw images ``first``, ``first + 1``, ... of a seed; each depends on seed and its own index, not on its batch.
+        """Draw images ``first``, ``first + 1``, ... of a seed; each depends on seed and its own index alone.
 
         Args:
             labels: one per image, as a number or a name of ``classes``; by default as frequent as in the training data.
+            batch_size: so many are always computed at once, also where fewer are asked for: small saves time for a few images. With
+                another size an image is the same up to rounding, with the sample stage's to the bit its own.
             settings: replace entries of ``settings``, such as ``guidance_scale=2.0``.
 
         Returns:
             uint8 (num_images, 3, H, W), on the CPU.
 
         Raises:
-            ValueError: when a label or their number is wrong.
+            ValueError: when an argument or a setting is not one of those allowed, or a label or their number is wrong.
             TypeError: for a setting that this generator's sampler does not have.
         """
-        unknown = sorted(settings.keys() - self.settings.keys())
-        if unknown:
-            raise TypeError(f"no setting {unknown[0]!r}; this generator's sampler has: {', '.join(sorted(self.settings))}")
+        self._check(settings, num_images=(num_images, 0), seed=(seed, 0), first=(first, 0), batch_size=(batch_size, 1))
         indices = range(first, first + num_images)
-        numbers = self.draw_labels(indices, seed) if labels is None else self._check_labels(labels, num_images)  # (N,)
+        given = None if labels is None else self._check_labels(labels, num_images)  # (N,)
         batches = [torch.empty(0, 3, self.config["image_size"], self.config["image_size"], dtype=torch.uint8)]
-        for start in range(0, num_images, batch_size):
-            rows = indices[start : start + batch_size]
+        for rows, wanted in whole_batches(indices, batch_size):
+            numbers = self.draw_labels(rows, seed)  # (B,)
+            if given is not None:
+                numbers[wanted] = given[rows.start + wanted.start - first :][: wanted.stop - wanted.start]
             random = RowRandomness(rows, seed, "sample", self.device)
-            given = numbers[start : start + batch_size].to(self.device)  # (B,)
-            latents = generate(self.prior, given, random, self.settings | settings)
-            batches.append(self.decode(latents).cpu())  # (B, 3, H, W)
+            latents = generate(self.prior, numbers.to(self.device), random, self.settings | settings)
+            batches.append(self.decode(latents).cpu()[wanted])  # (B, 3, H, W)
         return torch.cat(batches)
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> dict[str, Tensor]:
-        """Images, uint8 (B, 3, H, W), to the latents that the prior models."""
+        """Images, uint8 (B, 3, H, W), to the latents that the prior models.
+
+        Raises:
+            ValueError: for images of another shape or type.
+        """
+        size = self.config["image_size"]
+        if images.ndim != 4 or images.shape[1:] != (3, size, size) or images.dtype != torch.uint8:
+            raise ValueError(f"images must be uint8 (B, 3, {size}, {size}), got {str(images.dtype)[6:]} {tuple(images.shape)}")
         return self.bottleneck.encode(self.encoder(from_uint8(images.to(self.device))))
 
     @torch.no_grad()
     def decode(self, latents: dict[str, Tensor]) -> Tensor:
-        """Latents to images, uint8 (B, 3, H, W)."""
+        """Latents, as ``encode`` gives them, to images, uint8 (B, 3, H, W).
+
+        Raises:
+            ValueError: for latents of another kind or shape, or tokens that are no code's.
+        """
+        self._check_latents(latents)
         latents = {name: tensor.to(self.device) for name, tensor in latents.items()}
         return to_uint8(self.decoder(self.bottleneck.decode(latents)))
 
@@ -119,6 +148,31 @@ class Generator:
         They are as frequent as in the training data; without classes, each is the prior's label for none.
         """
         return draw_labels(indices, self.config["label_counts"], seed)
+
+    def _check(self, settings: dict, **counts: tuple[int, int]) -> None:
+        for name, (value, least) in counts.items():
+            if not is_whole(value) or value < least:
+                raise ValueError(f"{name} must be a whole number from {least} on, got {value!r}")
+        unknown = sorted(settings.keys() - self.settings.keys())
+        if unknown:
+            raise TypeError(f"no setting {unknown[0]!r}; this generator's sampler has: {', '.join(sorted(self.settings))}")
+        for name, value in settings.items():
+            is_allowed, allowed = ALLOWED[name]
+            if not is_allowed(value):
+                raise ValueError(f"{name} must be {allowed}, got {value!r}")
+        if settings.get("guidance_scale", 1) != 1 and not self.classes:
+            raise ValueError("guidance_scale other than 1 needs classes, and this generator is not class-conditional")
+
+    def _check_latents(self, latents: dict[str, Tensor]) -> None:
+        prior, is_discrete = self.config["prior"], self.bottleneck.is_discrete
+        name, size = "tokens" if is_discrete else "mean", prior["latent_size"]
+        shape = (size, size) if is_discrete else (prior["latent_channels"], size, size)
+        if name not in latents or latents[name].ndim != len(shape) + 1 or latents[name].shape[1:] != shape:
+            found = ", ".join(f"{key} {tuple(tensor.shape)}" for key, tensor in latents.items())
+            raise ValueError(f"latents must have {name} (B, {', '.join(map(str, shape))}), got {found or 'nothing'}")
+        tokens = latents[name]
+        if is_discrete and (tokens.is_floating_point() or (tokens.numel() and not 0 <= tokens.min() <= tokens.max() < prior["num_codes"])):
+            raise ValueError(f"tokens must be whole numbers from 0 to {prior['num_codes'] - 1}")
 
     def _check_labels(self, labels: Sequence[int | str], num_images: int) -> Tensor:
         if not self.classes:
@@ -130,3 +184,11 @@ class Generator:
         if wrong:
             raise ValueError(f"no class {wrong[0]!r}; ``classes`` names the {len(self.classes)} there are")
         return torch.tensor([known[label] for label in labels], dtype=torch.int64)
+
+
+def is_number(value) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def is_whole(value) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)

@@ -3,19 +3,64 @@
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from pydantic import BaseModel
 from torch import nn
 
 from errors import PipelineError
 from models.autoencoder import AutoencoderConfig, Decoder
 from models.priors import prior_config
 from storage.decoders import load_decoder
-from storage.files import read_json
-from storage.frozen import Frozen, load_frozen
+from storage.files import MANIFEST, read_json, require_keys
+from storage.frozen import Frozen, OfEncoder, load_frozen
 from storage.priors import load_prior
 from storage.shards import read_manifest
 
 STAGES_WITH_ARTIFACTS = ("stage1", "freeze", "stage2", "prior", "sample")
 STAGES_WITH_METRICS = ("stage1", "stage2", "prior", "evaluate")
+
+
+class TrainedRecord(BaseModel):
+    num_steps: int
+    num_images_seen: int
+    num_skipped_steps: int
+
+
+class EvaluatedRecord(OfEncoder):
+    protocol: dict
+    samples: dict[str, float]
+    prior: dict[str, float]
+    reconstruction_stage2: dict[str, float]
+
+
+class SamplesRecord(OfEncoder):
+    sampling: dict
+
+
+class FloorRecord(BaseModel):
+    protocol: dict
+    floor: dict[str, float]
+
+
+class SourceEntry(BaseModel):
+    kind: str
+    path: str
+
+
+class DatasetEntry(BaseModel):
+    resize_filter: str
+    crop: str
+
+
+class DataRecord(BaseModel):
+    """What the model card tells of the shards, beside what their manifest always holds."""
+
+    source: SourceEntry
+    dataset: DatasetEntry
+    num_found: int
+    num_skipped: int
+
+
+RECORDS = {"stage1": TrainedRecord, "stage2": TrainedRecord, "prior": TrainedRecord, "evaluate": EvaluatedRecord}
 
 
 @dataclass(frozen=True)
@@ -89,12 +134,15 @@ def read_run(root: Path, arm: str, seed: int) -> Run:
     frozen = load_frozen(freeze)
     decoder = load_decoder(stage2, frozen.sha256)
     network, label_counts = load_prior(prior, frozen.sha256)
-    samples, metrics = read_manifest(sample), {stage: read_json(path) for stage, path in records.items()}
+    samples, metrics = read_manifest(sample), {stage: read_json(path, RECORDS[stage]) for stage, path in records.items()}
+    require_keys(sample / MANIFEST, samples, SamplesRecord)
     frozen.require(samples["frozen_sha256"], str(sample))
     frozen.require(metrics["evaluate"]["frozen_sha256"], str(records["evaluate"]))
-    floor = read_json(reference)
+    floor = read_json(reference, FloorRecord)
     if floor["protocol"] != metrics["evaluate"]["protocol"]:
         raise PipelineError(f"{records['evaluate']} has another protocol than {reference}; run dvc repro evaluate@{name}")
+    data = read_manifest(shards)
+    require_keys(shards / MANIFEST, data, DataRecord)
     folders = {"encoder": freeze, "bottleneck": freeze, "decoder": stage2, "prior": prior}
     return Run(
         arm=arm,
@@ -104,7 +152,7 @@ def read_run(root: Path, arm: str, seed: int) -> Run:
         auxiliary=load_decoder(stage1, frozen.sha256).config,
         prior=network,
         label_counts=label_counts,
-        data=read_manifest(shards),
+        data=data,
         sampling=samples["sampling"],
         metrics=metrics,
         floor=floor["floor"],

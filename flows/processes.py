@@ -10,6 +10,9 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
+from queue import Empty, SimpleQueue
+
+from flows.gpus import share
 
 NUM_LAST_LINES = 20
 STOP_SECONDS = 25.0
@@ -38,12 +41,17 @@ class Processes:
     Args:
         root: the folder commands run in.
         slots: how many may run at once of those that name a slot; a slot that is not named here has one place.
+        environment: of every command.
+        gpus: shared evenly among the places of a slot that has several.
+
+    Raises:
+        PipelineError: when a slot has more places than there are GPUs, and there are some.
     """
 
-    def __init__(self, root: Path, slots: dict[str, int], environment: dict[str, str]):
+    def __init__(self, root: Path, slots: dict[str, int], environment: dict[str, str], gpus: list[str]):
         self.root = root
         self.environment = environment
-        self._places = {name: threading.BoundedSemaphore(number) for name, number in slots.items()}
+        self._places = {name: _places(share(gpus, name, number)) for name, number in slots.items()}
         self._lock = threading.Lock()
         self._running: set[subprocess.Popen] = set()
         self._stopping = threading.Event()
@@ -54,35 +62,42 @@ class Processes:
 
     @contextmanager
     def slot(self, name: str | None):
-        """Occupy a place in a slot, when there is one.
+        """Occupy a place in a slot, when there is one. Yields what the environment of commands in that place has besides.
 
         Raises:
             Stopped: when the run is stopped first.
         """
         if name is None:
-            yield
+            yield {}
             return
         with self._lock:
-            places = self._places.setdefault(name, threading.BoundedSemaphore(1))
-        while not places.acquire(timeout=POLL_SECONDS):
-            self.check()
+            places = self._places.setdefault(name, _places([{}]))
+        while True:
+            try:
+                place = places.get(timeout=POLL_SECONDS)
+                break
+            except Empty:
+                self.check()
         try:
-            yield
+            yield place
         finally:
-            places.release()
+            places.put(place)
 
     def check(self) -> None:
         if self.is_stopping:
             raise Stopped("the run is being stopped")
 
-    def run(self, command: list[str], on_line: Callable[[str], None]) -> None:
+    def run(self, command: list[str], on_line: Callable[[str], None], environment: dict[str, str] | None = None) -> None:
         """Run a command to its end, handing on each line it prints.
+
+        Args:
+            environment: variables that this command has besides.
 
         Raises:
             Stopped: when the run is stopped before or meanwhile.
             CommandFailed: when it exits with another status than 0.
         """
-        process = self._start(command)
+        process = self._start(command, environment or {})
         lines: deque[str] = deque(maxlen=NUM_LAST_LINES)
         try:
             for line in process.stdout:
@@ -107,15 +122,23 @@ class Processes:
         for process in running:
             process.wait(STOP_SECONDS)
 
-    def _start(self, command: list[str]) -> subprocess.Popen:
+    def _start(self, command: list[str], environment: dict[str, str]) -> subprocess.Popen:
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "errors": "replace"}
         guarded = [sys.executable, "-m", "flows.guard", *command]
         with self._lock:
             self.check()
             # A session of its own: Ctrl-C is for the flow, which then stops it in order.
-            process = subprocess.Popen(guarded, cwd=self.root, env=self.environment, start_new_session=True, **pipes)
+            process = subprocess.Popen(guarded, cwd=self.root, env=self.environment | environment, start_new_session=True, **pipes)
             self._running.add(process)
         return process
+
+
+def _places(environments: list[dict[str, str]]) -> SimpleQueue:
+    """The free places of a slot: who takes one out has it until it is put back."""
+    places: SimpleQueue = SimpleQueue()
+    for environment in environments:
+        places.put(environment)
+    return places
 
 
 def stage_environment(**extra: str) -> dict[str, str]:

@@ -26,8 +26,11 @@ from pydantic import Field, PositiveInt
 
 from errors import PipelineError
 from flows import artifacts, trial
+from flows.gpus import visible_gpus
 from flows.graph import Node, changes, load_graph, select
 from flows.processes import CommandFailed, Processes, Stopped, stage_environment
+from flows.repair import repair
+from params import check
 
 LOCK = ".scratch/flow.lock"
 POLL_SECONDS = 1.0
@@ -61,8 +64,8 @@ class Reproduction:
             if not reasons:
                 return Completed(name="Cached", message="unchanged since dvc.lock recorded it")
             why = "; ".join(reasons)
-            with self.processes.slot(node.settings.slot):
-                ran = self._reproduce(node.name, log)
+            with self.processes.slot(node.settings.slot) as place:
+                ran = self._reproduce(node.name, log, place)
             return Completed(message=f"ran: {why}") if ran else Completed(name="Cached", message=f"restored from DVC's cache: {why}")
         except CommandFailed as error:
             return _failed(node.name, error.lines)
@@ -71,8 +74,10 @@ class Reproduction:
         finally:
             self.seconds[node.name] = time.monotonic() - started
 
-    def _reproduce(self, name: str, log) -> bool:
+    def _reproduce(self, name: str, log, place: dict[str, str]) -> bool:
         """Have DVC reproduce one stage; whether its command ran, and not only the cache was asked."""
+        if place:
+            log.info("%s", ", ".join(f"{variable}={value}" for variable, value in place.items()))
         force = ["--force"] if name in self.forced else []
         command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item", *force, name]
         while True:
@@ -84,7 +89,7 @@ class Reproduction:
                     log.info(line)
 
             try:
-                self.processes.run(command, on_line)
+                self.processes.run(command, on_line, place)
                 return any(line.startswith("Running stage") for line in printed)
             except CommandFailed as error:
                 if not any(BUSY in line for line in error.lines):
@@ -118,15 +123,19 @@ def reproduce(
         overrides: Other parameters, by dotted key, for a trial: {"prior.num_layers": 6}. A trial runs apart from the
             workspace and is kept as a DVC experiment with this run's name.
         record: Keep the workspace after the run as a DVC experiment with this run's name, for dvc exp show.
-        slots: How many stages run at once, by the slot that dvc.yaml's meta gives them.
+        slots: How many stages run at once, by the slot that dvc.yaml's meta gives them. Each gets its share of the GPUs.
     """
     log = get_run_logger()
     name = trial.experiment_name(runtime.flow_run.name)
     try:
         with _only_run(log), trial.open_trial(flows.ROOT, name, overrides) if overrides else nullcontext(flows.ROOT) as root, chdir(root):
+            params = check(root / "params.yaml")
+            for line in repair(root):
+                log.warning("mended: %s", line)
             graph = load_graph()
             targets, needed = select(graph, stages, downstream)
-            processes = Processes(root, slots, stage_environment(DAE_SCRATCH=str(flows.ROOT / ".scratch")))
+            gpus = [] if params.runtime.device == "cpu" else visible_gpus()
+            processes = Processes(root, slots, stage_environment(DAE_SCRATCH=str(flows.ROOT / ".scratch")), gpus)
             conclusion = _reproduce(Reproduction(processes, targets if force else set()), [graph[n] for n in graph if n in needed])
             if conclusion.is_completed() and (overrides or record):
                 trial.record(processes, name, sorted(needed), log.info)

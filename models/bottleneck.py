@@ -93,8 +93,10 @@ class VectorQuantizer(nn.Module):
         replacements = positions[chosen].contiguous()
         if dist.is_initialized():
             dist.broadcast(replacements, src=0)
-        self.codebook[dead] = replacements
-        self.num_steps_unused[dead] = 0
+        # The trainer skips a batch that is not finite, but a codebook written here would keep its NaN for good.
+        finite = replacements.isfinite().all(dim=1)
+        self.codebook[dead[finite]] = replacements[finite]
+        self.num_steps_unused[dead[finite]] = 0
 
 
 class FiniteScalarQuantizer(nn.Module):
@@ -200,6 +202,17 @@ class DiagonalGaussian(nn.Module):
 def gaussian_kl(mean: Tensor, logvar: Tensor) -> Tensor:
     """KL divergence of N(mean, exp(logvar)) from the standard normal in nats, summed per image: (B, D, h, w) to (B,)."""
     return 0.5 * (mean.square() + logvar.exp() - 1 - logvar).flatten(1).sum(dim=1)
+
+
+def interpolate_towards_noise(z: Tensor, latent_noise: float) -> Tensor:
+    """A decoder's input (B, D, h, w), each image a random way towards noise: (1 - tau) z + tau latent_noise sigma eps.
+
+    tau is uniform in [0, 1) per image, sigma the standard deviation of each channel over the batch, eps standard normal. A decoder
+    that must do with this is weak, and its encoder has to spread what matters (l-DeTok, arXiv 2507.15856).
+    """
+    tau = torch.rand(len(z), 1, 1, 1, device=z.device, dtype=z.dtype)  # (B, 1, 1, 1)
+    sigma = z.detach().std(dim=(0, 2, 3), keepdim=True)  # (1, D, 1, 1)
+    return (1 - tau) * z + tau * latent_noise * sigma * torch.randn_like(z)
 
 
 @torch.no_grad()

@@ -5,6 +5,8 @@ import json
 import os
 from pathlib import Path
 
+from pydantic import BaseModel, ValidationError
+
 from errors import PipelineError
 
 MANIFEST = "manifest.json"
@@ -26,18 +28,34 @@ def write_json(path: Path, tree) -> None:
     write_atomic(path, (json.dumps(tree, indent=2, sort_keys=True, allow_nan=False) + "\n").encode())
 
 
-def read_json(path: Path):
+def read_json(path: Path, kind: type[BaseModel] | None = None):
     """Read JSON.
 
+    Args:
+        kind: the keys and types that it must have at least.
+
     Raises:
-        PipelineError: naming the file, when it is missing or not JSON.
+        PipelineError: naming the file, when it is missing or not JSON, and the dotted key that is missing or of another type.
     """
     try:
-        return json.loads(path.read_text())
+        tree = json.loads(path.read_text())
     except FileNotFoundError:
         raise PipelineError(f"{path}: no such file; run the stage that makes it (dvc repro)") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise PipelineError(f"{path}: not valid JSON ({error}); delete it and run dvc repro") from None
+    if kind is not None:
+        require_keys(path, tree, kind)
+    return tree
+
+
+def require_keys(path: Path, tree, kind: type[BaseModel]) -> None:
+    """Hold what was read from a file to the keys and types that it must have at least; raises as ``read_json``."""
+    try:
+        kind.model_validate(tree, strict=True)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"]) or "the whole of it"
+        raise PipelineError(f"{path}: {key}: {first['msg'].lower()}; delete the folder and run dvc repro to remake it") from None
 
 
 def sha256_bytes(data: bytes) -> str:

@@ -7,18 +7,40 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+from pydantic import BaseModel
 from torch import Tensor, nn
 
 from errors import PipelineError
 from models.autoencoder import AutoencoderConfig, Encoder, from_uint8
 from models.bottleneck import build_bottleneck
 from storage.files import read_json, write_json
-from storage.weights import content_sha256, load_into, load_weights, save_weights
+from storage.weights import build_from, content_sha256, load_into, load_weights, save_weights
 
 FORMAT = "dae-frozen-1"
 # Another machine's arithmetic may move a latent across a boundary between two codes; another encoder moves most of them.
 MIN_PROBE_AGREEMENT = 0.99
 MAX_PROBE_ERROR = 0.01  # of a continuous latent, in standard deviations of the probe's
+
+
+class OfEncoder(BaseModel):
+    """What every record downstream of the frozen encoder holds."""
+
+    frozen_sha256: str
+
+
+class EncoderRecord(BaseModel):
+    """What config.json holds."""
+
+    format: str
+    sha256: str
+    autoencoder: dict
+    bottleneck: dict
+
+
+class ProbeRecord(BaseModel):
+    """What probe.json holds."""
+
+    weights_sha256: str
 
 
 @dataclass(frozen=True)
@@ -91,8 +113,9 @@ def save_encoder(folder: Path, config: dict, encoder: nn.Module, bottleneck: nn.
 
 
 def save_probe(folder: Path, images: Tensor, latents: dict[str, Tensor]) -> None:
-    """Write a few images (bytes) and the latents they must encode to."""
-    save_weights(folder / "probe.safetensors", {"images": images, **latents})
+    """Write a few images (bytes) and the latents they must encode to, as probe.safetensors and probe.json."""
+    sha256 = save_weights(folder / "probe.safetensors", {"images": images, **latents})
+    write_json(folder / "probe.json", {"weights_sha256": sha256})
 
 
 def load_encoder(folder: Path) -> Frozen:
@@ -101,12 +124,15 @@ def load_encoder(folder: Path) -> Frozen:
     Raises:
         PipelineError: when the files are damaged or the hash is not theirs.
     """
-    config = read_json(folder / "config.json")
-    if config.pop("format", None) != FORMAT:
-        raise PipelineError(f"{folder / 'config.json'}: not an encoder in format {FORMAT}; run dvc repro to remake it")
+    path = folder / "config.json"
+    config = read_json(path, EncoderRecord)
+    if config.pop("format") != FORMAT:
+        raise PipelineError(f"{path}: not an encoder in format {FORMAT}; run dvc repro to remake it")
     recorded = config.pop("sha256")
-    encoder = load_into(Encoder(AutoencoderConfig(**config["autoencoder"])), folder / "encoder.safetensors")
-    bottleneck = load_into(build_bottleneck(config["bottleneck"]), folder / "bottleneck.safetensors")
+    encoder = build_from(path, lambda shape: Encoder(AutoencoderConfig(**shape)), config["autoencoder"])
+    bottleneck = build_from(path, build_bottleneck, config["bottleneck"])
+    load_into(encoder, folder / "encoder.safetensors")
+    load_into(bottleneck, folder / "bottleneck.safetensors")
     actual = frozen_sha256(config, encoder, bottleneck)
     frozen = Frozen(encoder, bottleneck, config, actual, Path(folder).resolve())
     frozen.require(recorded, f"{folder}: config.json says its weights' hash; what they hold")
@@ -120,9 +146,9 @@ def load_frozen(folder: Path) -> Frozen:
         PipelineError: when the weights' hash is not the recorded one, or the probe encodes to other latents.
     """
     frozen = load_encoder(folder)
-    probe = load_weights(folder / "probe.safetensors")
+    probe = load_weights(folder / "probe.safetensors", read_json(folder / "probe.json", ProbeRecord)["weights_sha256"])
     latents = frozen.encode(probe.pop("images"))
-    for name, expected in probe.items():
+    for name, expected in sorted(probe.items()):
         agreement = _agree(latents[name], expected).double().mean().item()
         if agreement < MIN_PROBE_AGREEMENT:
             raise PipelineError(

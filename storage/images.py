@@ -5,13 +5,18 @@ from __future__ import annotations
 import io
 import re
 import warnings
+from collections.abc import Mapping
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
 # What is opened at all. PIL knows more, but some of it runs other programs (EPS) or is no picture of its own (PSD, PDF).
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
 EXTENSIONS = frozenset(["jpg", "jpeg", "jfif", "png", "apng", "webp", "gif", "bmp", "tif", "tiff", "ppm", "pgm", "pbm", "pnm", "avif"])
+
+SRGB = ImageCms.createProfile("sRGB")
+BITS_PER_SAMPLE, PHOTOMETRIC, SAMPLE_FORMAT = 258, 262, 339  # tags of TIFF
+WHITE_IS_ZERO, UNSIGNED = 0, 1
 
 # The limit is decode_image's own, from dataset.max_image_pixels; PIL's would warn or raise at another size.
 Image.MAX_IMAGE_PIXELS = None
@@ -48,14 +53,18 @@ def to_rgb(image: Image.Image, max_pixels: int) -> Image.Image:
     width, height = image.size
     if width * height > max_pixels:
         raise ImageError(f"{width}x{height} pixels, more than dataset.max_image_pixels {max_pixels}")
+    _narrow_transparency(image)
     image.load()
+    profile, tags = image.info.get("icc_profile"), getattr(image, "tag_v2", {})
     image = _upright(image)
     if image.mode == "F" or image.mode.startswith("I"):
-        image = _scale_to_8_bits(image)
+        image = _scale_to_8_bits(image, tags)
     if image.mode in ("RGBA", "RGBa", "LA", "La", "PA") or "transparency" in image.info:
         image = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    return image.convert("RGB")
+        colours = _to_srgb(image.convert("RGB"), profile)
+        colours.putalpha(image.getchannel("A"))
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), colours).convert("RGB")
+    return _to_srgb(image.convert("RGB") if image.mode in ("1", "P", "YCbCr", "HSV", "RGBX") else image, profile)
 
 
 def resize_and_crop(image: Image.Image, size: int, resize_filter: str, crop: str) -> Image.Image:
@@ -82,20 +91,54 @@ def _upright(image: Image.Image) -> Image.Image:
         return image
 
 
-def _scale_to_8_bits(image: Image.Image) -> Image.Image:
+def _to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
+    """RGB as the colour profile means it; one that is damaged, or made for other modes, is ignored, as by viewers."""
+    if profile:
+        try:
+            profile = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+            if "srgb" not in ImageCms.getProfileDescription(profile).lower():
+                intent = ImageCms.getDefaultIntent(profile)
+                return ImageCms.profileToProfile(image, profile, SRGB, intent, "RGB", flags=ImageCms.Flags.BLACKPOINTCOMPENSATION)
+        except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
+            pass
+    return image.convert("RGB")
+
+
+def _narrow_transparency(image: Image.Image) -> None:
+    """PIL narrows 16 bits of colour to 8 by their upper half, and forgets to do so for the colour that is transparent."""
+    colour = image.info.get("transparency")
+    if isinstance(colour, tuple) and image.tile and image.tile[0].args == "RGB;16B":
+        image.info["transparency"] = tuple(value >> 8 for value in colour)
+
+
+def _scale_to_8_bits(image: Image.Image, tags: Mapping) -> Image.Image:
     """Map deep greyscale onto 0..255, where PIL's own conversion would clip everything above 255 to white.
 
     The range is the format's where that is known (16 bits: 65535; floats within 0..1 or 0..255), else the image's.
+
+    Args:
+        tags: of a TIFF.
     """
-    values = np.asarray(image).astype(np.float64)
+    values = np.asarray(image)
+    if values.dtype == np.int32 and tags.get(SAMPLE_FORMAT, (UNSIGNED,))[0] == UNSIGNED and tags.get(BITS_PER_SAMPLE) == (32,):
+        values = values.view(np.uint32)  # PIL takes them for signed
+    values = values.astype(np.float64)
     if not np.isfinite(values).all():
         raise ImageError("has pixels that are not finite numbers")
+    transparent = image.info.get("transparency")
+    alpha = None if transparent is None else Image.fromarray(np.where(values == transparent, 0, 255).astype(np.uint8))
     low, high = values.min(), values.max()
     ranges = (1.0, 255.0) if image.mode == "F" else (65535.0,)
     full = next((limit for limit in ranges if low >= 0 and high <= limit), None)
     if full is None:
-        values, full = values - low, (high - low) or 1.0
-    return Image.fromarray(np.rint(values * (255.0 / full)).astype(np.uint8))
+        low = 0.0 if low == high else low  # one grey: there is no range to stretch, and it is not black unless below 0
+        values, full = np.maximum(values - low, 0), (high - low) if high > low else 1.0
+    if tags.get(PHOTOMETRIC) == WHITE_IS_ZERO:  # PIL inverts 8 bits and no more
+        values = full - values
+    grey = Image.fromarray(np.rint(values * (255.0 / full)).astype(np.uint8))
+    if alpha is not None:
+        grey.putalpha(alpha)
+    return grey
 
 
 def _reason(error: Exception) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import torch
+from pydantic import BaseModel
 from torch import Tensor
 
 from errors import PipelineError
@@ -159,6 +160,26 @@ def write_latents_manifest(folder: Path, frozen_sha256: str, splits: dict[str, l
     write_json(folder / MANIFEST, {"format": FORMAT, "frozen_sha256": frozen_sha256, "splits": tree})
 
 
+class LatentsEntry(BaseModel):
+    name: str
+    num_images: int
+    sha256: str
+    shard: str
+    shard_sha256: str
+    moments: dict | None = None
+
+
+class LatentsSplit(BaseModel):
+    files: list[LatentsEntry]
+
+
+class LatentsRecord(BaseModel):
+    """What manifest.json of a folder of latents must hold."""
+
+    frozen_sha256: str
+    splits: dict[str, LatentsSplit]
+
+
 class LatentDataset:
     """The latents of one split, in the order of its image shards, read from memory-mapped files.
 
@@ -176,7 +197,7 @@ class LatentDataset:
 
     def __init__(self, folder: Path, split: str, frozen_sha256: str | None = None):
         self.folder, self.split = folder, split
-        manifest = read_json(folder / MANIFEST)
+        manifest = read_json(folder / MANIFEST, LatentsRecord)
         self.frozen_sha256 = manifest["frozen_sha256"]
         if frozen_sha256 is not None and self.frozen_sha256 != frozen_sha256:
             raise PipelineError(
@@ -186,12 +207,15 @@ class LatentDataset:
         if split not in manifest["splits"]:
             raise PipelineError(f"{folder}: no split {split!r}; it has: {', '.join(manifest['splits'])}")
         self.files = manifest["splits"][split]["files"]
+        if not self.files:
+            raise PipelineError(f"{folder / MANIFEST}: names no files of {split}; delete the folder and run dvc repro encode")
         training_files = manifest["splits"].get("train", {"files": []})["files"]
         self._moments = [entry["moments"] for entry in training_files if "moments" in entry]
-        self._open()
         for entry in self.files:
-            if sha256_file(folder / entry["name"]) != entry["sha256"]:
-                raise PipelineError(f"{folder / entry['name']}: damaged latents; delete the folder and run dvc repro encode")
+            path = folder / entry["name"]
+            if path.is_file() and sha256_file(path) != entry["sha256"]:
+                raise PipelineError(f"{path}: damaged latents (its SHA-256 is another); delete the folder and run dvc repro encode")
+        self._open()
 
     def _open(self) -> None:
         self.keys: list[str] = []
@@ -269,7 +293,8 @@ def _read_table(path: Path) -> tuple[pa.Table, dict[str, str]]:
         table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
     except FileNotFoundError:
         raise PipelineError(f"{path}: no such file; run dvc repro encode") from None
-    except (pa.ArrowInvalid, OSError) as error:
+    except (pa.ArrowException, OSError, ValueError) as error:
+        error = " ".join(str(error).split())
         raise PipelineError(f"{path}: damaged latents ({error}); delete the folder and run dvc repro encode") from None
     metadata = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
     if metadata.get("format") != FORMAT:

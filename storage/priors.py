@@ -2,12 +2,22 @@
 
 from pathlib import Path
 
+from pydantic import BaseModel, NonNegativeInt
 from torch import nn
 
 from errors import PipelineError
 from models.priors import build_prior, prior_config
 from storage.files import read_json, write_json
-from storage.weights import load_into, save_weights
+from storage.weights import build_from, load_into, save_weights
+
+
+class PriorRecord(BaseModel):
+    """What prior.json holds."""
+
+    prior: dict
+    frozen_sha256: str
+    label_counts: list[NonNegativeInt]
+    weights_sha256: str
 
 
 def save_prior(folder: Path, prior: nn.Module, frozen_sha256: str, label_counts: list[int]) -> None:
@@ -16,8 +26,13 @@ def save_prior(folder: Path, prior: nn.Module, frozen_sha256: str, label_counts:
     Args:
         label_counts: training images per class, so that samples can follow the data's class frequencies.
     """
-    save_weights(folder / "prior.safetensors", prior.state_dict())
-    record = {"prior": prior_config(prior), "frozen_sha256": frozen_sha256, "label_counts": label_counts}
+    weights_sha256 = save_weights(folder / "prior.safetensors", prior.state_dict())
+    record = {
+        "prior": prior_config(prior),
+        "frozen_sha256": frozen_sha256,
+        "label_counts": label_counts,
+        "weights_sha256": weights_sha256,
+    }
     write_json(folder / "prior.json", record)
 
 
@@ -25,12 +40,13 @@ def load_prior(folder: Path, frozen_sha256: str) -> tuple[nn.Module, list[int]]:
     """Read a prior for sampling, and the number of training images per class.
 
     Raises:
-        PipelineError: when it was trained on the latents of another encoder; the message names both hashes.
+        PipelineError: when it was trained on the latents of another encoder (the message names both hashes), or is damaged.
     """
-    record = read_json(folder / "prior.json")
+    record = read_json(folder / "prior.json", PriorRecord)
     if record["frozen_sha256"] != frozen_sha256:
         raise PipelineError(
             f"{folder}: this prior was trained on frozen encoder {record['frozen_sha256'][:16]}, but the frozen encoder here is "
             f"{frozen_sha256[:16]}; run dvc repro prior to train it on these latents"
         )
-    return load_into(build_prior(record["prior"]), folder / "prior.safetensors"), record["label_counts"]
+    prior = build_from(folder / "prior.json", build_prior, record["prior"])
+    return load_into(prior, folder / "prior.safetensors", record["weights_sha256"]), record["label_counts"]

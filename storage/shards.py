@@ -11,15 +11,17 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
+from pydantic import BaseModel, Field
 from torch.utils.data import Dataset
 from webdataset.writer import TarWriter
 
 from errors import PipelineError
 from storage.encoding import decode_image, encode_image
-from storage.files import MANIFEST, read_json, sha256_file, write_json
+from storage.files import MANIFEST, read_json, require_keys, sha256_file, write_json
 
 FORMAT = "dae-shards-1"
 NO_LABEL = -1
@@ -28,6 +30,27 @@ TAR_BLOCK = 512
 KEY_PATTERN = re.compile(r"[A-Za-z0-9_+,=-]+")  # no dot (webdataset ends the key there) and no slash
 
 EXTENSIONS = {"png": "png", "webp": "webp", "jpeg": "jpg"}
+
+
+class ShardEntry(BaseModel):
+    name: Annotated[str, Field(pattern=r"^[^/]+$")]
+    num_images: int
+    num_bytes: int
+    sha256: str
+
+
+class SplitEntry(BaseModel):
+    num_images: int
+    shards: list[ShardEntry]
+
+
+class ShardsRecord(BaseModel):
+    """What manifest.json of a folder of shards must hold; who writes it may add to it."""
+
+    image_size: Annotated[int, Field(gt=0)]
+    image_format: Literal["png", "webp", "jpeg"]
+    classes: list[str]
+    splits: dict[str, SplitEntry]
 
 
 def write_shard(path: Path, samples: Iterable[tuple[str, np.ndarray, int | None]], image_format: str) -> dict:
@@ -83,12 +106,13 @@ def read_manifest(folder: Path) -> dict:
     """Read ``manifest.json`` of a folder of shards.
 
     Raises:
-        PipelineError: naming the file, when it is missing, damaged or of another format.
+        PipelineError: naming the file, and the key where it is one, when it is missing, damaged or of another format.
     """
     manifest = read_json(folder / MANIFEST)
     found = manifest.get("format") if isinstance(manifest, dict) else None
     if found != FORMAT:
         raise PipelineError(f"{folder / MANIFEST}: format is {found!r}, expected {FORMAT!r}; run the stage that makes it again (dvc repro)")
+    require_keys(folder / MANIFEST, manifest, ShardsRecord)
     return manifest
 
 
@@ -130,6 +154,8 @@ class ShardDataset(Dataset):
             self.keys += keys
             self.labels += labels
             positions += shard_positions
+        if only is None and len(self.keys) != (stated := self.manifest["splits"][split]["num_images"]):
+            raise self._damaged(self.folder / MANIFEST, f"says {stated} images of {split}, its shards hold {len(self.keys)}")
         self._positions = np.array(positions, dtype=np.int64).reshape(-1, 2)  # byte offset and size of every image
         lengths = np.array([len(indices) for _, indices in self.shards], dtype=np.int64)
         self._shard_numbers = np.repeat(np.arange(len(lengths), dtype=np.int32), lengths)

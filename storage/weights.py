@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -9,36 +10,74 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from errors import PipelineError
-from storage.files import write_atomic
+from storage.files import sha256_bytes, sha256_file, write_atomic
+
+RESTORE = "delete the folder and run dvc repro to restore it"
 
 
-def save_weights(path: Path, state: dict[str, Tensor]) -> None:
-    """Write tensors as safetensors; the same tensors give the same bytes."""
-    write_atomic(path, save({name: tensor.detach().cpu().contiguous() for name, tensor in sorted(state.items())}))
-
-
-def load_weights(path: Path) -> dict[str, Tensor]:
-    """Read tensors.
+def save_weights(path: Path, state: dict[str, Tensor]) -> str:
+    """Write tensors as safetensors and return the file's SHA-256; the same tensors give the same bytes.
 
     Raises:
-        PipelineError: naming the file, when it is missing or damaged.
+        PipelineError: naming the file and the tensor, when a value is not finite.
+    """
+    _require_finite(path, state, "training has diverged: try a lower learning_rate, or precision: fp32")
+    data = save({name: tensor.detach().cpu().contiguous() for name, tensor in sorted(state.items())})
+    write_atomic(path, data)
+    return sha256_bytes(data)
+
+
+def load_weights(path: Path, sha256: str | None = None) -> dict[str, Tensor]:
+    """Read tensors.
+
+    Args:
+        sha256: of the file, as recorded when it was written; None: the caller checks the content in a way of its own.
+
+    Raises:
+        PipelineError: naming the file, when it is missing, damaged, another than recorded, or has values that are not finite.
     """
     try:
-        return load_file(path)
+        if sha256 is not None and sha256 != sha256_file(path):
+            raise PipelineError(f"{path}: not the weights that were written (SHA-256 differs from the record beside them); {RESTORE}")
+        state = load_file(path)
     except FileNotFoundError:
         raise PipelineError(f"{path}: no such file; run the stage that makes it (dvc repro)") from None
     except SafetensorError as error:
-        raise PipelineError(f"{path}: damaged weights ({error}); delete the folder and run dvc repro to restore it") from None
+        raise PipelineError(f"{path}: damaged weights ({error}); {RESTORE}") from None
+    _require_finite(path, state, RESTORE)
+    return state
 
 
-def load_into(module: nn.Module, path: Path) -> nn.Module:
-    """Fill a module from a file and freeze it for inference.
+def _require_finite(path: Path, state: dict[str, Tensor], remedy: str) -> None:
+    for name, tensor in state.items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise PipelineError(f"{path}: {name} has values that are not finite; {remedy}")
+
+
+def build_from(path: Path, build: Callable[[dict], nn.Module], config: dict) -> nn.Module:
+    """The untrained module that a config describes.
+
+    Args:
+        path: the file that the config comes from.
 
     Raises:
-        PipelineError: when names or shapes do not fit the module that the config describes.
+        PipelineError: naming the file, when the config describes none.
     """
     try:
-        module.load_state_dict(load_weights(path))
+        return build(config)
+    except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RuntimeError, AssertionError) as error:
+        what = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise PipelineError(f"{path}: its config describes no network ({what}); {RESTORE}") from None
+
+
+def load_into(module: nn.Module, path: Path, sha256: str | None = None) -> nn.Module:
+    """Fill a module from a file and freeze it for inference; arguments as of ``load_weights``.
+
+    Raises:
+        PipelineError: as ``load_weights``, and when names or shapes do not fit the module that the config describes.
+    """
+    try:
+        module.load_state_dict(load_weights(path, sha256))
     except RuntimeError as error:
         what = " ".join(str(error).split())[:200]
         raise PipelineError(f"{path}: weights do not fit their config ({what}); delete the folder and run dvc repro to remake it") from None

@@ -9,17 +9,21 @@ from pathlib import Path
 
 import torch
 
+from errors import PipelineError
 from models.bottleneck import usage_metrics
 from progress import progress_bar
+from publishing import copy_linked
 from sections import Encode, Runtime
 from stage import Stage
-from storage.files import is_complete, read_json, write_json
+from storage.files import is_complete, read_json, sha256_file, write_json
 from storage.frozen import Frozen, load_frozen
 from storage.latents import FLIPPED, LatentDataset, LatentSpec, add_statistics, write_latents, write_latents_manifest
 from storage.moments import combine_moments, statistics_of
 from storage.shards import ShardDataset
 from training.cluster import run_tasks
 from training.device import prepare_device
+
+MAX_READERS_OF_A_GPU = 2
 
 
 def run(params, inputs, outputs) -> dict:
@@ -46,6 +50,8 @@ def encode_shard(frozen: Frozen, shards: Path, scratch: Path, split: str, name: 
     [(entry, rows)] = dataset.shards
     target = scratch / _latents_name(name)
     if not is_complete(target, target.with_suffix(".json")):
+        if sha256_file(shards / name) != entry["sha256"]:  # a damaged image is noticed when it is decoded, a damaged label only so
+            raise PipelineError(f"{shards / name}: damaged; restore it with dvc checkout, or delete {shards} and run dvc repro")
         device = prepare_device(runtime, max(1, runtime.num_ray_tasks))
         num_views = 2 if settings.horizontal_flip and split == "train" else 1
         latents = _encode_images(frozen, dataset, settings.batch_size, num_views, device)
@@ -66,12 +72,15 @@ def encode_shard(frozen: Frozen, shards: Path, scratch: Path, split: str, name: 
 def _encode_images(
     frozen: Frozen, dataset: ShardDataset, batch_size: int, num_views: int, device: torch.device
 ) -> dict[str, torch.Tensor]:
-    """Latents of all images, in order. Each thread decodes and encodes batches of its own: none waits for another."""
+    """Latents of all images, in order. Each thread decodes and encodes batches of its own: none waits for another.
+
+    On a GPU there are but two, since each holds a batch's activations there: one decodes while the other encodes.
+    """
     frozen.to(device)
     batches = [range(start, min(start + batch_size, len(dataset))) for start in range(0, len(dataset), batch_size)]
     num_threads = torch.get_num_threads()
-    num_readers = min(num_threads, len(batches))
-    torch.set_num_threads(num_threads // num_readers)
+    num_readers = min(num_threads if device.type == "cpu" else MAX_READERS_OF_A_GPU, len(batches))
+    torch.set_num_threads(max(1, num_threads // num_readers))
 
     def encode(rows: range) -> dict[str, torch.Tensor]:
         images = dataset.images(rows).to(device)
@@ -90,14 +99,12 @@ def _read_record(outputs, shard_name: str) -> dict:
 
 
 def _publish(outputs, record: dict, statistics: dict | None) -> dict:
-    """Move a file of latents into the artifact, continuous ones with the statistics; returns its entry for the manifest."""
+    """Link a file of latents into the artifact, or write continuous ones with the statistics; returns its entry for the manifest."""
     source, target = outputs.scratch / record["name"], outputs.artifact / record["name"]
     if statistics is None:
-        source.rename(target)
+        copy_linked(source, target)  # a killed run must find it there again
         return record
-    entry = add_statistics(source, target, record, statistics)
-    source.unlink()
-    return entry
+    return add_statistics(source, target, record, statistics)
 
 
 def _latents_name(shard_name: str) -> str:

@@ -26,8 +26,8 @@ from progress import progress_bar
 from sections import Evaluation
 from stage import Stage
 from storage.decoders import decoder_sha256, load_decoder
-from storage.files import read_json
-from storage.frozen import Frozen, load_frozen
+from storage.files import MANIFEST, read_json, require_keys
+from storage.frozen import Frozen, OfEncoder, load_frozen
 from storage.latents import LatentDataset
 from storage.shards import ShardDataset
 from training.device import prepare_device
@@ -68,7 +68,8 @@ def run(params, inputs, outputs) -> dict:
 def _open_matching(inputs, frozen: Frozen) -> tuple[ShardDataset, LatentDataset, ShardDataset, dict]:
     """Validation images, their latents, samples and the prior's metrics, after checking that all belong to this frozen encoder."""
     validation, samples = ShardDataset(inputs.shards, "validation"), ShardDataset(inputs.sample, "samples")
-    latents, prior = LatentDataset(inputs.encode, "validation", frozen.sha256), read_json(inputs.prior)
+    latents, prior = LatentDataset(inputs.encode, "validation", frozen.sha256), read_json(inputs.prior, OfEncoder)
+    require_keys(inputs.sample / MANIFEST, samples.manifest, OfEncoder)
     frozen.require(prior["frozen_sha256"], str(inputs.prior))
     frozen.require(samples.manifest["frozen_sha256"], str(inputs.sample))
     if latents.keys != validation.keys:

@@ -1,4 +1,7 @@
-"""Sample: the prior draws latents, the decoder turns them into images, in shards. Each image depends on its index alone."""
+"""Sample: the prior draws latents, the decoder turns them into images, in shards.
+
+Each image depends on its index alone; with another ``batch_size``, or elsewhere, it is the same up to rounding.
+"""
 
 from pathlib import Path
 
@@ -7,6 +10,7 @@ import torch
 from models.autoencoder import to_uint8
 from models.priors import generate
 from progress import progress_bar
+from publishing import copy_linked
 from sections import Runtime, Sample
 from stage import Stage
 from storage.decoders import load_decoder
@@ -16,7 +20,7 @@ from storage.priors import load_prior
 from storage.shards import read_manifest, write_manifest, write_shard
 from training.cluster import run_tasks
 from training.device import prepare_device
-from training.randomness import RowRandomness, draw_labels
+from training.randomness import RowRandomness, draw_labels, whole_batches
 
 
 def run(params, inputs, outputs) -> dict:
@@ -30,7 +34,7 @@ def run(params, inputs, outputs) -> dict:
     entries = []
     for number in range(len(shards)):
         entry = read_json(outputs.scratch / f"{_shard_name(number)}.json")
-        (outputs.scratch / entry["name"]).rename(outputs.artifact / entry["name"])
+        copy_linked(outputs.scratch / entry["name"], outputs.artifact / entry["name"])  # a killed run must find it there again
         entries.append(entry)
     classes = read_manifest(inputs.shards)["classes"]
     size = frozen.autoencoder_config.image_size
@@ -54,14 +58,13 @@ def sample_shard(
     prior.to(device)
 
     def draw():
-        for start in range(rows.start, rows.stop, settings.batch_size):
-            indices = range(start, min(start + settings.batch_size, rows.stop))
+        for indices, wanted in whole_batches(rows, settings.batch_size):
             labels = draw_labels(indices, label_counts, seed).to(device)
             random = RowRandomness(indices, seed, "sample", device)
             latents = generate(prior, labels, random, settings.sampler_settings())
             with torch.inference_mode():
                 images = to_uint8(decoder(frozen.bottleneck.decode(latents))).cpu()
-            for index, label, image in zip(indices, labels.tolist(), images, strict=True):
+            for index, label, image in list(zip(indices, labels.tolist(), images, strict=True))[wanted]:
                 yield f"sample-{index:08d}", image.permute(1, 2, 0).numpy(), label if label_counts else None
 
     write_json(record, write_shard(target, draw(), "png"))

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from errors import PipelineError
 from progress import progress_bar
+from publishing import copy_linked
 from stage import Stage
 from storage.files import read_json, write_json
 from storage.items import Item, Source
@@ -26,6 +27,11 @@ def run(params, inputs, outputs) -> dict:
     """Write train and validation shards and their manifest; resumes after the last finished shard."""
     dataset = params.dataset
     source = open_source(inputs.source, dataset.split)
+    if params.prior.class_conditional and not source.classes:  # the prior would find out when all autoencoders are trained
+        raise PipelineError(
+            f"{inputs.source}: prior.class_conditional is true, but its images have no labels; put them into one subfolder per class, "
+            "or set it to false"
+        )
     if source.ignored:
         print(f"{inputs.source}: ignored {describe_counts(source.ignored)}", file=sys.stderr)
     # Stretches of items in the order they are read, and the splits each fills: a name and at most how many images.
@@ -125,14 +131,14 @@ class ShardWriter:
 
 
 def _publish(writer: ShardWriter, source: Source, dataset, artifact: Path) -> dict:
-    """Move the shards into the artifact, write the manifest, return the metrics."""
+    """Link the shards into the artifact, write the manifest, return the metrics."""
     entries = {split: writer.entries(split) for split in ("train", "validation")}
     num_images = {split: sum(entry["num_images"] for entry in entries[split]) for split in entries}
     for split, number in num_images.items():
         if number == 0 or (split == "validation" and dataset.split == "random" and number < dataset.num_validation_images):
             raise PipelineError(f"{writer.source}: only {number} readable images are left for {split}; {len(writer.skipped)} were skipped")
     for entry in entries["train"] + entries["validation"]:
-        os.replace(writer.scratch / entry["name"], artifact / entry["name"])
+        copy_linked(writer.scratch / entry["name"], artifact / entry["name"])  # a killed run must find it there again
     write_manifest(
         artifact,
         entries,
@@ -157,7 +163,7 @@ def _publish(writer: ShardWriter, source: Source, dataset, artifact: Path) -> di
     }
 
 
-STAGE = Stage("shards", run, sections=("dataset",), inputs={"source": "{source}"}, per_arm=False)
+STAGE = Stage("shards", run, sections=("dataset", "prior.class_conditional"), inputs={"source": "{source}"}, per_arm=False)
 
 if __name__ == "__main__":
     STAGE.main()

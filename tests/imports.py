@@ -1,9 +1,16 @@
-"""Which of the project's own files a module imports, read from the source and not from a running process."""
+"""Which of the project's own files a module imports, read from the source and not from a running process.
+
+``python -m tests.imports`` (``make deps``) writes them into dvc.yaml, below the marker in each stage's ``deps``.
+"""
 
 import ast
+import importlib
+import re
 from pathlib import Path
 
 PROJECT = Path(__file__).parent.parent
+MARKER = "      # code, by `make deps`\n"
+CODE_DEPS = re.compile(rf"(^    cmd: python -m tasks\.(\w+)(?:.*\n)+?{re.escape(MARKER)})(?:      - .*\n)*", re.MULTILINE)
 
 
 def own_files(module_path: Path) -> set[str]:
@@ -35,3 +42,19 @@ def imported_names(path: Path) -> set[str]:
 def _files_of(dotted: str) -> list[Path]:
     base = PROJECT.joinpath(*dotted.split("."))
     return [path for path in (base.with_suffix(".py"), base / "__init__.py") if path.is_file()]
+
+
+def with_code_deps(graph: str) -> str:
+    """The text of dvc.yaml with the files below each marker replaced by those that the stage imports and reads."""
+
+    def block(match: re.Match) -> str:
+        stage = importlib.import_module(f"tasks.{match[2]}").STAGE
+        files = sorted({*own_files(PROJECT / f"tasks/{match[2]}.py"), *stage.files})
+        return match[1] + "".join(f"      - {name}\n" for name in files)
+
+    return CODE_DEPS.sub(block, graph)
+
+
+if __name__ == "__main__":
+    path = PROJECT / "dvc.yaml"
+    path.write_text(with_code_deps(path.read_text()))

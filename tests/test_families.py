@@ -93,8 +93,9 @@ def test_discrete_pairs_run_from_shards_to_report(encoded, bottleneck, prior, me
 KL = {"stage2": {"latent_noise": 0.2}, "encode": {"horizontal_flip": True}}
 
 
-def test_continuous_pair_runs_on_ray_workers_from_shards_to_report(encoded):
-    params = small_params("kl", "dit", "heun", KL | {"prior": {"training": {"num_workers": 2}}})
+@pytest.mark.parametrize("num_workers", [0, pytest.param(2, marks=pytest.mark.slow)])
+def test_continuous_pair_runs_from_shards_to_report(encoded, num_workers):
+    params = small_params("kl", "dit", "heun", KL | {"prior": {"training": {"num_workers": num_workers}}})
     root = encoded("kl", "dit", "heun", KL)
     metrics = run_stages(GENERATOR, params, root)
     text = check_report(root, params, metrics, "latent", "flow_matching_loss", "dit_loss")

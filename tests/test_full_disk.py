@@ -39,8 +39,8 @@ NOISE = torch.randint(256, (100_000,), generator=torch.Generator().manual_seed(0
 WRITERS = {
     "json": lambda folder: write_json(folder / "tree.json", NOISE.tolist()),
     "weights": lambda folder: save_weights(folder / "weights.safetensors", {"weight": NOISE}),
-    "checkpoint": lambda folder: save_checkpoint(folder, {"weight": NOISE}),
-    "large checkpoint": lambda folder: save_checkpoint(folder, {str(i): NOISE[:9000].clone() for i in range(30)}),
+    "checkpoint": lambda folder: save_checkpoint(folder, 1, {"weight": NOISE}),
+    "large checkpoint": lambda folder: save_checkpoint(folder, 1, {str(i): NOISE[:9000].clone() for i in range(30)}),
     "latents": lambda folder: write_latents(
         folder / "a.arrow", LatentSpec((10, 10), 256, "", "", ""), ["key"] * 1000, [0] * 1000, {"tokens": NOISE.reshape(1000, 10, 10)}
     ),

@@ -175,10 +175,17 @@ def test_number_that_yaml_reads_as_text(tmp_path, key, text, advice):
     Params.model_validate(changed({key: yaml.safe_load(advice.removeprefix("write "))}))
 
 
+@pytest.mark.parametrize("key", ["experiment.seeds.0", "stage1.learning_rate"])
+@pytest.mark.parametrize("text", ["nan", "NAN", "inf"])
+def test_text_that_is_no_finite_number_gets_no_advice_to_write_one(tmp_path, key, text):
+    message = complaint(tmp_path, yaml.safe_dump(changed({key: text})))
+    assert message.startswith(f"{key}: got {text!r}; ") and "as text" not in message
+
+
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({"experiment.arms": ["dae", "dea"]}, ("experiment.arms", "'dea'", "baseline, dae")),
+        ({"experiment.arms": ["dae", "dea"]}, ("experiment.arms", "'dea'", "arms has only: baseline, ")),
         ({"experiment.arms": ["dae", "dae"]}, ("experiment", "arms", "['dae', 'dae']")),
         ({"experiment.seeds": [0, 1, 0]}, ("experiment", "seeds", "[0, 1, 0]")),
         ({"arms.Bad-Name": ARM}, ("arms.Bad-Name", "^[a-z0-9_]+$")),
@@ -270,9 +277,10 @@ def test_values_of_a_dit_that_contradict_each_other(tmp_path, key, value, expect
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("stage1: {learning_rate: 0.1", "not valid YAML"),
-        ("stage1:\n\tbatch_size: 3\n", "not valid YAML"),
-        ("", "must hold one mapping of sections"),
+        ("stage1:\n  {learning_rate: 0.1", "line 2: not valid YAML"),
+        ("stage1:\n\tbatch_size: 3\n", "line 2: not valid YAML"),
+        ("", "is empty, and must hold one mapping of sections"),
+        ("# nothing\n", "is empty"),
         ("[1, 2]", "must hold one mapping of sections"),
         ("just text", "must hold one mapping of sections"),
         (FILE.read_text() + "\nfreeze: {num_probe_images: 3}\n", "freeze"),  # a second time
@@ -281,6 +289,50 @@ def test_values_of_a_dit_that_contradict_each_other(tmp_path, key, value, expect
 )
 def test_file_that_holds_something_else(tmp_path, text, expected):
     assert expected in complaint(tmp_path, text)
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "readings"),
+    [
+        ("prior.training.num_steps", "0144", "100 here, YAML 1.2, and so DVC, 144"),
+        ("prior.class_conditional", "yes", "True here, YAML 1.2, and so DVC, 'yes'"),
+        ("prior.training.warmup_steps", "1:30", "90 here, YAML 1.2, and so DVC, '1:30'"),
+        ("report.title", "1e-4", "'1e-4' here, YAML 1.2, and so DVC, 0.0001"),
+    ],
+)
+def test_what_two_versions_of_yaml_read_differently_is_refused(tmp_path, key, text, readings):
+    *_, last = key.split(".")
+    whole = yaml.safe_dump(changed({key: "PLACE"})).replace(f"{last}: PLACE", f"{last}: {text}")
+    assert f"{key}: YAML 1.1 reads {readings}" in complaint(tmp_path, whole)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"bottleneck.kind": "vq", "prior.kind": "dit"}, {"prior.kind": "dit"}, {"bottleneck.kind": "kl"}], ids=str
+)
+def test_a_pair_that_does_not_go_together_comes_before_its_keys(tmp_path, changes):
+    message = complaint(tmp_path, yaml.safe_dump(changed(changes)))
+    assert message.startswith("bottleneck.kind ") and "do not go together" in message and "dropout" not in message
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("dataset.image_size", 10**9),
+        ("bottleneck.num_codes", 10**10),
+        ("runtime.num_threads", 10**6),
+        ("runtime.num_ray_tasks", 10**6),
+        ("prior.training.num_workers", 10**6),
+    ],
+)
+def test_sizes_that_make_no_sense(tmp_path, key, value):
+    message = complaint(tmp_path, yaml.safe_dump(changed({key: value})))
+    assert message.startswith(f"{key}: got {value}; input should be less than or equal to")
+
+
+def test_arm_too_long_for_a_file_name(tmp_path):
+    name = "a" * 65
+    message = complaint(tmp_path, yaml.safe_dump(changed({f"arms.{name}": TREE["arms"]["dae"]})))
+    assert name in message and "64" in message
 
 
 def test_file_that_is_missing_a_folder_or_not_text(tmp_path):
@@ -319,6 +371,11 @@ def test_a_stage_sees_the_sections_it_declares_and_no_others():
         "prior": params.prior,
         "arm": SimpleNamespace(stage1=params.arms["dae"].stage1),
     }
+
+
+def test_a_stage_may_see_one_value_of_a_section():
+    view = select_sections(load_params(FILE), ("prior.class_conditional",), None)
+    assert vars(view.prior) == {"class_conditional": False}
 
 
 @pytest.mark.parametrize("arm", ["dea", None])

@@ -129,8 +129,9 @@ def test_encoder_bottleneck_and_every_arms_decoders_fit_together(name):
         assert auxiliary(decoded).shape == decoder(decoded).shape == images.shape
         if settings.stage2.start == "stage1":
             assert {k: v.shape for k, v in auxiliary.state_dict().items()} == {k: v.shape for k, v in decoder.state_dict().items()}
-        is_weak = num_parameters(auxiliary) < num_parameters(decoder) or config.decoder_dropout > full.decoder_dropout
-        assert is_weak == (arm != "baseline")
+        is_smaller = num_parameters(auxiliary) < num_parameters(decoder)
+        is_weak = is_smaller or config.decoder_dropout > full.decoder_dropout or settings.stage1.latent_noise > 0
+        assert is_weak == (arm not in ("baseline", "continued"))
 
 
 @each_preset
@@ -249,6 +250,12 @@ def test_make_preset_overwrites_what_git_or_a_preset_holds_and_no_edits_of_the_u
     shutil.copy(params, tmp_path / "presets/mine.yaml")
     assert make_preset("smoke").returncode == 0
     assert make_preset("mine").returncode == 0 and params.read_text() == edited + "# more\n"
+
+
+def test_run_checks_and_mends_before_dvc_does_anything():
+    command = ["make", "--dry-run", "--old-file", "setup", "run"]
+    plan = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=True).stdout
+    assert plan.index("python -m params") < plan.index("python -m flows.repair") < plan.index("dvc repro")
 
 
 def test_run_with_a_preset_makes_it_the_parameters_first():

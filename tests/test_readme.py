@@ -14,7 +14,7 @@ README = (PROJECT / "README.md").read_text()
 COMMAND = re.compile(r"(?:make|dvc|python|git|source)\b[^`#\n]*")
 # Elsewhere: `make run` and `make setup` are what a new user and .ci/run do; `make serve` runs in tests/flows; `make test` is
 # running; the rest needs a second clone or a remote, which tests/test_pipeline.py makes, or is not one command.
-RUN_ELSEWHERE = ("make run", "make serve", "make test", "make setup", "make bench", "git clone", "git add", "dvc p", "source ")
+RUN_ELSEWHERE = ("make run", "make serve", "make test", "make setup", "make bench", "make torture", "git ", "dvc p", "source ")
 
 
 def documented_commands() -> list[str]:
@@ -27,13 +27,16 @@ def documented_commands() -> list[str]:
 
 
 COMMANDS = [command for command in documented_commands() if not command.startswith(RUN_ELSEWHERE)]
+SLOW = ("dvc exp run",)  # runs half the graph again
 
 
 def test_the_readme_names_commands():
     assert "dvc repro --single-item --force prior@dae-0" in COMMANDS and len(COMMANDS) > 8
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize(
+    "command", [pytest.param(one, marks=[pytest.mark.slow] if one.startswith(SLOW) else []) for one in COMMANDS]
+)
 def test_documented_command_runs(finished, command):
     finished.run("bash", "-c", command.replace("make ", "make -o setup "))  # the environment is there
     finished.run("git", "checkout", "--quiet", "params.yaml")
@@ -57,7 +60,7 @@ def test_documented_arm_fits_the_parameters():
 def test_documented_keys_and_files_exist(key):
     tree = yaml.safe_load((PROJECT / "params.yaml").read_text())
     if key.split(".")[0] not in tree:
-        assert (PROJECT / key).exists() or list(PROJECT.rglob(key)) or key in ("manifest.json",)
+        assert (PROJECT / key).exists() or list(PROJECT.rglob(key)) or key in ("manifest.json", "dvc.lock")
         return
     for part in key.split("."):
         assert part in tree, f"params.yaml has no {key}"

@@ -14,7 +14,8 @@ import pytest
 import stage as stage_module
 from errors import PipelineError
 from params import load_params
-from stage import SCRATCH_VARIABLE, Stage, execute
+from scratch import SCRATCH_VARIABLE
+from stage import Stage, execute
 
 PROJECT = Path(__file__).parent.parent
 PARAMS = load_params(PROJECT / "params.yaml")
@@ -234,6 +235,15 @@ def test_scratch_variable_moves_the_scratch(root, tmp_path_factory, monkeypatch)
     assert not (root / ".scratch").exists()
 
 
+@pytest.mark.parametrize("value", ["", "relative/folder", "~/scratch"])
+def test_scratch_variable_that_is_no_absolute_path_is_one_line(root, monkeypatch, value):
+    monkeypatch.setenv(SCRATCH_VARIABLE, value)
+    monkeypatch.chdir(root)
+    with pytest.raises(PipelineError, match=f"^{SCRATCH_VARIABLE}={value}: must be an absolute path"):
+        execute(toy(write("new")), PARAMS, None, 0, root)
+    assert sorted(path.name for path in root.iterdir()) == ["data"]
+
+
 def test_second_run_of_the_same_is_refused_while_the_first_works(root):
     refused: list[str] = []
 
@@ -281,6 +291,7 @@ def run_task(task: str, *arguments: str, cwd: Path) -> tuple[int, str]:
     [
         (("stage1", "--arm", "dea", "--seed", "0"), None, ("--arm dea", "baseline, dae")),
         (("stage1", "--arm", "dae", "--seed", "0"), None, ("artifacts/shards", "dvc repro")),
+        (("stage1", "--arm", "dae", "--seed", "-1"), None, ("--seed -1", "0 or larger")),
         (("freeze", "--arm", "dae", "--seed", "0"), "stage1: {", ("params.yaml", "not valid YAML")),
         (("freeze", "--arm", "dae", "--seed", "0"), "", ("params.yaml", "must hold one mapping")),
         (("shards", "--params", "absent.yaml"), None, ("absent.yaml", "no such file")),

@@ -11,14 +11,15 @@ from torch.nn import functional as F
 from errors import PipelineError
 from evaluation.perceptual import build_perceptual
 from models.autoencoder import AutoencoderConfig, Decoder, Encoder, from_uint8
-from models.bottleneck import build_bottleneck, usage_metrics
+from models.bottleneck import build_bottleneck, interpolate_towards_noise, usage_metrics
 from models.discriminator import PatchDiscriminator
 from models.losses import balance_adversarial, discriminator_hinge_loss, generator_hinge_loss
-from sections import Autoencoder, ReconstructionLoss
+from sections import Autoencoder, Optimization, ReconstructionLoss
 from storage.decoders import load_decoder
 from storage.frozen import load_frozen
 from storage.latents import LatentDataset
 from storage.shards import ShardDataset, read_manifest
+from training.footprint import require_memory
 from training.randomness import derive_seed
 from training.schedule import resolve_step
 
@@ -117,7 +118,9 @@ class Stage1Objective:
         self.device, self.horizontal_flip = device, params.stage1.horizontal_flip
         image_size = read_manifest(inputs.shards)["image_size"]
         arm = params.arm.stage1
+        self.latent_noise = arm.latent_noise
         self.bottleneck_config = bottleneck_config(params)
+        self._require_memory(params, image_size)
         bottleneck = _seeded(params.seed, "bottleneck", lambda: build_bottleneck(self.bottleneck_config))
         dropout = max(arm.dropout, params.autoencoder.dropout)
         self.config = autoencoder_config(params.autoencoder, image_size, bottleneck, arm.channels_multiplier, dropout)
@@ -130,6 +133,22 @@ class Stage1Objective:
         self.learning_rate_factors = {"discriminator": params.reconstruction_loss.discriminator_learning_rate_factor}
         self.loss_terms = _build_loss(params, arm.num_steps, self.modules, device)
 
+    def _require_memory(self, params: SimpleNamespace, image_size: int) -> None:
+        arm, num_images = params.arm.stage1, examples_at_once(params.stage1)
+
+        def build() -> nn.Module:
+            bottleneck = build_bottleneck(self.bottleneck_config)
+            config = autoencoder_config(params.autoencoder, image_size, bottleneck, arm.channels_multiplier, 0.0)
+            return nn.ModuleDict({"encoder": Encoder(config), "bottleneck": bottleneck, "decoder": Decoder(config)})
+
+        def run(parts: nn.Module) -> Tensor:
+            z = parts["encoder"](torch.empty(num_images, 3, image_size, image_size))
+            return parts["decoder"](z[:, : parts["bottleneck"].latent_channels])
+
+        num_activations = num_images * params.autoencoder.channels * (image_size // params.autoencoder.patch_size) ** 2
+        advice = "stage1.batch_size, dataset.image_size, autoencoder.channels or the bottleneck's size, or raise stage1.accumulate_batches"
+        require_memory("the autoencoder", build, run, num_activations, self.device, advice)
+
     def loss(self, batch: dict[str, Tensor], step: int) -> tuple[Tensor, dict[str, Tensor]]:
         images = _to_images(batch["images"], self.device)
         if self.horizontal_flip:
@@ -137,7 +156,8 @@ class Stage1Objective:
             images = torch.where(flipped, images.flip(-1), images)
         autoencoder = self.modules["autoencoder"]
         output = autoencoder["bottleneck"](autoencoder["encoder"](images))
-        reconstruction = autoencoder["decoder"](output.z)
+        z = interpolate_towards_noise(output.z, self.latent_noise) if self.latent_noise else output.z
+        reconstruction = autoencoder["decoder"](z)
         loss, metrics = self.loss_terms(reconstruction, images, autoencoder["decoder"].last_layer, step)
         return loss + output.loss, {**metrics, **output.metrics}
 
@@ -171,6 +191,7 @@ class Stage2Objective:
         self.validation = self._open_split(inputs, "validation", frozen.sha256)
         size = frozen.autoencoder_config.image_size
         self.config = autoencoder_config(params.autoencoder, size, frozen.bottleneck, 1.0, params.autoencoder.dropout)
+        self._require_memory(params.stage2)
         self.noise_std = self._noise_std(params.stage2.latent_noise)
         if params.arm.stage2.start == "stage1":
             decoder = load_decoder(inputs.stage1, frozen.sha256).requires_grad_(True)
@@ -179,6 +200,14 @@ class Stage2Objective:
         self.modules: dict[str, nn.Module] = {"decoder": _place(decoder, device)}
         self.learning_rate_factors = {"discriminator": params.reconstruction_loss.discriminator_learning_rate_factor}
         self.loss_terms = _build_loss(params, params.arm.stage2.num_steps, self.modules, device)
+
+    def _require_memory(self, optimization: Optimization) -> None:
+        side = self.examples.latents.grid[0]
+        shape = examples_at_once(optimization), self.config.latent_channels, side, side
+        num_activations = shape[0] * self.config.channels * (self.config.image_size // self.config.patch_size) ** 2
+        advice = "stage2.batch_size or autoencoder.channels, or raise stage2.accumulate_batches"
+        build, run = lambda: Decoder(self.config), lambda decoder: decoder(torch.empty(shape))
+        require_memory("the decoder", build, run, num_activations, self.device, advice)
 
     @staticmethod
     def _open_split(inputs: SimpleNamespace, split: str, frozen_sha256: str) -> LatentExamples:
@@ -236,6 +265,12 @@ def autoencoder_config(
         encoder_dropout=settings.dropout,
         decoder_dropout=decoder_dropout,
     )
+
+
+def examples_at_once(optimization: Optimization) -> int:
+    """Of a batch, what one worker computes in one part; at the least, where the machine decides how many there are."""
+    num_workers = optimization.batch_size if optimization.num_workers == "auto" else max(1, optimization.num_workers)
+    return max(1, optimization.batch_size // (optimization.accumulate_batches * num_workers))
 
 
 def bottleneck_config(params: SimpleNamespace) -> dict:

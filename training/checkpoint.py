@@ -1,19 +1,28 @@
-"""Training state on disk: written atomically, read without unpickling code, exact to the bit."""
+"""Training state on disk: written atomically, checked by its hash, read without unpickling code, exact to the bit.
+
+A checkpoint's name holds its step and the SHA-256 of its bytes, so that one rename publishes both. The last two are kept:
+when the last is damaged, training resumes from the one before.
+"""
 
 import os
+import re
+import sys
 from pathlib import Path
 
 import torch
 
-from errors import PipelineError
+from storage.files import sha256_file
 
-FILE_NAME = "checkpoint.pt"
+NAME = re.compile(r"checkpoint-(\d+)-([0-9a-f]{64})\.pt")
+NUM_KEPT = 2
 
 
-def save_checkpoint(folder: Path, state: dict) -> None:
-    """Replace the folder's checkpoint; a kill at any moment leaves the old one or the new one."""
+def save_checkpoint(folder: Path, step: int, state: dict) -> None:
+    """Add a checkpoint; a kill at any moment leaves the earlier ones or the new one too, whole."""
     folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / (FILE_NAME + ".tmp")
+    for _, older in _found(folder)[NUM_KEPT - 1 :]:  # before writing: the disk never holds more than NUM_KEPT
+        older.unlink()
+    temporary = folder / "checkpoint.tmp"
     with temporary.open("wb") as file:
         try:
             torch.save(state, file)
@@ -23,19 +32,21 @@ def save_checkpoint(folder: Path, state: dict) -> None:
             raise
         file.flush()
         os.fsync(file.fileno())
-    os.replace(temporary, folder / FILE_NAME)
+    os.replace(temporary, folder / f"checkpoint-{step}-{sha256_file(temporary)}.pt")
 
 
 def load_checkpoint(folder: Path) -> dict | None:
-    """The folder's checkpoint, on the CPU, or None when there is none.
+    """The last checkpoint of a folder that is whole, on the CPU, or None when there is none. Others are named on stderr."""
+    found = _found(folder)
+    for number, (step, path) in enumerate(found):
+        if NAME.fullmatch(path.name)[2] == sha256_file(path):
+            return torch.load(path, map_location="cpu", weights_only=True)
+        then = f"training resumes from step {found[number + 1][0]}, if that is whole" if number + 1 < len(found) else "training starts over"
+        print(f"warning: {path}: the checkpoint of step {step} is damaged (its SHA-256 is not its name's); {then}", file=sys.stderr)
+    return None
 
-    Raises:
-        PipelineError: when the file is damaged; it names the file.
-    """
-    path = folder / FILE_NAME
-    if not path.exists():
-        return None
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise PipelineError(f"{path}: damaged checkpoint ({type(error).__name__}); delete it to train from the start") from error
+
+def _found(folder: Path) -> list[tuple[int, Path]]:
+    """Steps and paths of a folder's checkpoints, the last step first."""
+    matches = [(NAME.fullmatch(path.name), path) for path in folder.glob("checkpoint-*.pt")]
+    return sorted(((int(match[1]), path) for match, path in matches if match), reverse=True)

@@ -45,6 +45,11 @@ CHECK_SECONDS = 2
 LOST_NODE_SECONDS = 300  # so long a run waits for a replacement
 
 
+def is_local() -> bool:
+    """Whether Ray's processes are our own, and not those of a cluster."""
+    return os.environ.get("RAY_ADDRESS", "") in ("", "local")
+
+
 @contextmanager
 def ray_session(num_cpus: int):
     """Ray for the length of a block: the cluster at RAY_ADDRESS, or processes of our own on loopback.
@@ -53,10 +58,9 @@ def ray_session(num_cpus: int):
         PipelineError: when RAY_ADDRESS is set and no cluster can be used there.
     """
     address = os.environ.get("RAY_ADDRESS", "")
-    is_local = address in ("", "local")
-    for name, value in (SETTINGS if is_local else SETTINGS | CLUSTER_SETTINGS).items():
+    for name, value in (SETTINGS if is_local() else SETTINGS | CLUSTER_SETTINGS).items():
         os.environ.setdefault(name, value)
-    if is_local:
+    if is_local():
         os.environ.update(LOCAL_SETTINGS)  # whatever the shell says: loopback is a promise
     else:
         _require_reachable(address)
@@ -66,11 +70,11 @@ def ray_session(num_cpus: int):
     ray._private.worker._worker_logs_enabled = False  # log_to_driver leaves 50 lines of a raylet's state whenever a node is lost
     passed = {name: os.environ[name] for name in PASSED_TO_NODES if name in os.environ}
     options = {
-        "runtime_env": {"env_vars": {"PYTHONPATH": PROJECT, **passed}},
+        "runtime_env": {"env_vars": {"PYTHONPATH": os.pathsep.join([PROJECT, *filter(None, [os.environ.get("PYTHONPATH")])]), **passed}},
         "logging_level": "error",
         "log_to_driver": False,  # progress and errors reach us by file and exception; the rest is noise
     }
-    if is_local:  # said in so many words: Ray would else join any cluster that runs on this machine
+    if is_local():  # said in so many words: Ray would else join any cluster that runs on this machine
         ray.init("local", num_cpus=num_cpus + 1, include_dashboard=False, object_store_memory=OBJECT_STORE_BYTES, **options)
     else:
         _connect(ray, address, options)
@@ -131,7 +135,7 @@ class ResourceWatch:
             PipelineError: when all nodes together have too little.
         """
         if lack := self._lack(self.ray.cluster_resources()):
-            raise PipelineError(f"{self.what}: {lack}; ask for fewer, or start the nodes first")
+            raise PipelineError(f"{self.what}: {lack}; ask for fewer (num_workers: auto takes what there is), or start the nodes first")
         if lack := self._lack(self.ray.available_resources()):
             _say(f"{self.what}: waiting while others use the cluster: {lack} free now")
 

@@ -11,15 +11,17 @@ from concurrent.futures import Future, wait
 from pathlib import Path
 from types import SimpleNamespace
 
+import torch
 import torch.distributed as dist
 
-from errors import PipelineError
+from errors import PipelineError, explain_out_of_memory, is_out_of_memory
 from progress import progress_bar
 from sections import Optimization
 from storage.files import read_json, write_json
 from training.cluster import ResourceWatch, ray_session
 from training.device import prepare_device
 from training.loop import Objective, Trainer
+from training.workers import with_num_workers
 
 MAX_WORKER_FAILURES = 3
 PROGRESS_FILE = "progress.json"
@@ -39,7 +41,7 @@ def train(
     folder: Path,
     description: str,
 ) -> Trainer:
-    """Train in this process, or on ``optimization.num_workers`` Ray Train workers, and return the finished trainer.
+    """Train in this process, or on as many Ray Train workers as ``optimization`` asks for, and return the finished trainer.
 
     Args:
         build: ``build(params, inputs, device)``, a class or function that workers can import.
@@ -49,6 +51,7 @@ def train(
         PipelineError: when training diverges, or workers keep failing.
     """
     device = prepare_device(params.runtime)
+    optimization = with_num_workers(optimization, device, description)
     objective = build(params, inputs, device)  # before Ray starts, so that a mistake costs a second and not a minute
     settings = (objective, optimization, num_steps, params.seed, params.runtime, folder, device)
     if optimization.num_workers:
@@ -123,6 +126,8 @@ def _fit(trainer, folder: Path, bar, watch: ResourceWatch) -> None:
 
     threading.Thread(target=fit, daemon=True).start()
     while not wait([finished], POLL_SECONDS).done:
+        if (folder / ERROR_FILE).exists():
+            return  # the other workers wait for the one that gave up, with NCCL for many minutes; Ray's end is theirs
         if (folder / PROGRESS_FILE).exists():
             bar.update(read_json(folder / PROGRESS_FILE)["step"] - bar.n)
         watch.check()
@@ -139,8 +144,8 @@ def _fit(trainer, folder: Path, bar, watch: ResourceWatch) -> None:
 def _work(config: dict) -> None:
     """What each Ray Train worker runs; state is exchanged through the checkpoint folder alone.
 
-    A worker that meets a PipelineError leaves a note and returns: raising it would have Ray start all of them again,
-    for nothing. Others, should they then fail for want of that worker, are started again and find the note.
+    A worker that meets a PipelineError, or lacks memory, leaves a note and returns: raising it would have Ray start all of them again,
+    for nothing. ``_fit`` ends the run when it finds the note; a worker started again meanwhile returns at once.
     """
     import ray.train
 
@@ -151,6 +156,7 @@ def _work(config: dict) -> None:
     device = prepare_device(params.runtime, num_workers)
     if device.type == "cuda":
         device = ray.train.torch.get_device()
+        torch.cuda.set_device(device)  # collectives without a tensor, such as a barrier, use the current one
 
     def on_step(step: int) -> None:
         if rank == 0 and step % PROGRESS_EVERY_STEPS == 0:
@@ -162,6 +168,10 @@ def _work(config: dict) -> None:
         Trainer(objective, config["optimization"], config["num_steps"], params.seed, params.runtime, folder, device, on_step).run()
     except PipelineError as error:
         write_json(folder / ERROR_FILE, {"message": str(error)})
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        write_json(folder / ERROR_FILE, {"message": explain_out_of_memory(error)})
     dist.destroy_process_group()
 
 

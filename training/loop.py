@@ -78,6 +78,9 @@ class Trainer:
     Args:
         folder: where the checkpoint lives; an existing one is resumed.
         on_step: called with the number of finished steps.
+
+    Raises:
+        PipelineError: when a batch is larger than the training set.
     """
 
     def __init__(
@@ -91,6 +94,8 @@ class Trainer:
         device: torch.device,
         on_step: Callable[[int], None] = lambda step: None,
     ):
+        if optimization.batch_size > (num_examples := len(objective.examples)):
+            raise PipelineError(f"batch_size {optimization.batch_size} is more than the {num_examples} training images; lower it")
         self.objective, self.optimization, self.runtime = objective, optimization, runtime
         self.num_steps, self.seed, self.folder, self.device, self.on_step = num_steps, seed, folder, device, on_step
         self.rank = dist.get_rank() if dist.is_initialized() else 0
@@ -187,7 +192,8 @@ class Trainer:
 
     def _row(self, metrics: dict[str, Tensor]) -> dict[str, float]:
         step = self.progress.step
-        values = torch.stack([value.detach().double().cpu() for value in metrics.values()])
+        # On the trainer's device: NCCL knows no other.
+        values = torch.stack([value.detach().to(self.device, torch.float64) for value in metrics.values()])
         if self.num_workers > 1:
             dist.all_reduce(values)
             values /= self.num_workers
@@ -210,16 +216,18 @@ class Trainer:
         dataset = _StepDataset(self.objective.examples, self.optimization.batch_size, self.seed, self.rank, self.num_workers)
         steps = range(self.progress.step, self.num_steps)
         num_processes = self.runtime.num_loader_processes
-        return iter(
-            DataLoader(
-                dataset,
-                batch_size=None,
-                sampler=steps,
-                num_workers=num_processes,
-                pin_memory=self.device.type == "cuda",
-                multiprocessing_context="spawn" if num_processes else None,
-            )
+        loader = DataLoader(
+            dataset,
+            batch_size=None,
+            sampler=steps,
+            num_workers=num_processes,
+            pin_memory=self.device.type == "cuda",
+            multiprocessing_context="spawn" if num_processes else None,
         )
+        for batch in loader:
+            if isinstance(batch, PipelineError):
+                raise batch
+            yield batch
 
     def _save(self) -> None:
         if self.rank == 0:
@@ -230,7 +238,7 @@ class Trainer:
                 "optimizer": self.optimizer.state_dict(),
                 "best": self.best,
             }
-            save_checkpoint(self.folder, state)
+            save_checkpoint(self.folder, self.progress.step, state)
         if self.num_workers > 1:
             dist.barrier()
 
@@ -248,16 +256,22 @@ class Trainer:
 
 
 class _StepDataset(Dataset):
-    """Maps a step to this worker's share of its batch, so that a loader can start at any step."""
+    """Maps a step to this worker's share of its batch, so that a loader can start at any step.
+
+    An error that a user can mend is returned: raised in a loader's process, it would arrive as a traceback.
+    """
 
     def __init__(self, examples: Examples, batch_size: int, seed: int, rank: int, num_workers: int):
         self.examples = examples
         self.batch_size, self.seed, self.rank, self.num_workers = batch_size, seed, rank, num_workers
 
-    def __getitem__(self, step: int) -> dict[str, Tensor]:
+    def __getitem__(self, step: int) -> dict[str, Tensor] | PipelineError:
         indices = batch_indices(len(self.examples), self.batch_size, self.seed, step)
         share = self.batch_size // self.num_workers
-        return self.examples.batch(indices[self.rank * share : (self.rank + 1) * share])
+        try:
+            return self.examples.batch(indices[self.rank * share : (self.rank + 1) * share])
+        except PipelineError as error:
+            return error
 
 
 def curves_csv(rows: list[dict[str, float]]) -> bytes:

@@ -12,6 +12,7 @@ from models.dit import SIZES
 from models.priors import build_prior
 from sections import Prior
 from storage.latents import LatentDataset
+from training.footprint import require_memory
 from training.randomness import derive_seed
 
 VALIDATION_BATCH_SIZE = 250
@@ -45,8 +46,11 @@ class PriorObjective:
         self.validation = LabelledLatents(LatentDataset(inputs.encode, "validation"), all_views=False)
         latents = self.examples.latents
         self.frozen_sha256 = latents.frozen_sha256
+        config = prior_config(params.prior, latents)
+        advice = "prior.width or prior.num_layers"
+        require_memory("the prior", lambda: build_prior(config), lambda prior: torch.empty(0), 0, device, advice)
         torch.manual_seed(derive_seed(params.seed, "init", "prior"))
-        prior = build_prior(prior_config(params.prior, latents))
+        prior = build_prior(config)
         if latents.num_channels is not None:
             prior.set_statistics(*(values.float() for values in latents.statistics))
         self.config = prior.config

@@ -1,7 +1,7 @@
 """All randomness is a function of names and numbers: (seed, what for, step, ...). Nothing to save, nothing to restore."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 
 import torch
@@ -36,6 +36,17 @@ class RowRandomness:
     def normal(self, *shape: int) -> Tensor:
         """Standard normal, (B, *shape)."""
         return torch.stack([torch.randn(shape, generator=generator) for generator in self.generators]).to(self.device)
+
+
+def whole_batches(indices: range, batch_size: int) -> Iterator[tuple[range, slice]]:
+    """The batches that cover consecutive indices, each with the part of it that is wanted.
+
+    Batch k always holds the indices from k x batch_size on, so that an index has the same place in a batch of the same size whatever
+    is asked for: kernels round by a batch's size and a row's place in it, and to the bit it makes a difference on some CPUs.
+    """
+    for start in range(indices.start // batch_size * batch_size, indices.stop, batch_size):
+        wanted = slice(max(indices.start - start, 0), min(indices.stop - start, batch_size))
+        yield range(start, start + batch_size), wanted
 
 
 def draw_labels(indices: Sequence[int], label_counts: Sequence[int], seed: int) -> Tensor:

@@ -3,8 +3,10 @@
 import numpy as np
 import pytest
 import torch
+from torch_fidelity import metric_prc
 
 from errors import PipelineError
+from evaluation import fidelity
 from evaluation.extractors import build_extractor
 from evaluation.fidelity import (
     Reference,
@@ -127,6 +129,18 @@ def test_other_real_images_are_nearer_than_spoilt_ones(extractor, reference):
     spoilt = distances(extract(extractor, blurred(faces(100, 200), 2).split(50)), reference, extractor, SETTINGS)
     for name in metric_names("efficientnet-lite0"):
         assert real[name] < 0.7 * spoilt[name]
+
+
+def test_precision_and_recall_never_hold_all_distances_at_once(monkeypatch):
+    features, reference = gaussian(300, 8, 1), gaussian(250, 8, 2)
+    whole = precision_recall(features, reference)
+    sizes = []
+    distances_of = torch.cdist
+    monkeypatch.setattr(torch, "cdist", lambda one, other: sizes.append((len(one), len(other))) or distances_of(one, other))
+    monkeypatch.setattr(metric_prc, "calc_cdist_full", None)
+    monkeypatch.setattr(fidelity, "DISTANCE_BLOCK_ROWS", 64)
+    assert precision_recall(features, reference) == whole
+    assert max(max(size) for size in sizes) == 64
 
 
 def test_precision_falls_with_quality_and_recall_with_diversity():

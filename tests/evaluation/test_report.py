@@ -12,7 +12,8 @@ from evaluation.report import describe_arm, flatten_parameters, format_bytes, fo
 from evaluation.summary import collect, read_durations
 from tests.evaluation.experiment import AS_IN_THE_PAPER, PROTOCOL, edit_json, write_experiment, write_manifest
 
-ARM = {"stage1": {"num_steps": 750, "channels_multiplier": 0.5, "dropout": 0.0}, "stage2": {"num_steps": 750, "start": "fresh"}}
+STAGE1 = {"num_steps": 750, "channels_multiplier": 0.5, "dropout": 0.0, "latent_noise": 0.0}
+ARM = {"stage1": STAGE1, "stage2": {"num_steps": 750, "start": "fresh"}}
 
 
 def make_page(root, arms=("baseline", "dae"), seeds=(0,), title="A title"):
@@ -169,7 +170,8 @@ def test_a_huge_grid_is_compressed_and_a_small_one_is_embedded_as_it_is(tmp_path
 def test_an_arm_is_described_by_what_it_does():
     assert "0.5 × the channels" in describe_arm(ARM)
     assert "a fresh full decoder learns for 750 steps" in describe_arm(ARM)
-    joint = {"stage1": {"num_steps": 1500, "channels_multiplier": 1.0, "dropout": 0.0}, "stage2": {"num_steps": 0, "start": "stage1"}}
+    full = {**STAGE1, "num_steps": 1500, "channels_multiplier": 1.0}
+    joint = {"stage1": full, "stage2": {"num_steps": 0, "start": "stage1"}}
     assert describe_arm(joint) == "Encoder and the full decoder learn together for 1,500 steps; there is no second stage."
 
 

@@ -13,6 +13,7 @@ from tests.flows.server import until
 from tests.flows.toy import STAGES, Toy
 
 pytestmark = pytest.mark.timeout(600)
+slow = pytest.mark.slow
 REPRODUCE = (sys.executable, "-m", "flows.reproduce")
 
 
@@ -44,6 +45,7 @@ def test_first_run_says_that_nothing_has_run_and_keeps_the_order(served):
         assert tasks[earlier]["end_time"] <= tasks[later]["start_time"]
 
 
+@slow
 def test_training_stages_run_one_at_a_time(served, toy):
     toy.set_tenths(8)
     tasks = served.tasks(served.run())
@@ -86,12 +88,20 @@ def test_a_deleted_output_is_restored_without_running(served, toy):
     assert (toy.folder / "out/prior-b").exists()
 
 
+def test_a_cut_lock_file_is_mended_and_nothing_runs_again(served, toy):
+    lock = toy.folder / "dvc.lock"
+    whole = lock.read_text()
+    lock.write_text(whole[: len(whole) // 2])
+    assert {row["state"]["name"] for row in served.tasks(served.run()).values()} == {"Cached"}
+    assert lock.read_text() == whole
+
+
 def test_force_runs_what_is_named_and_downstream_what_needs_it(served, toy):
     states = served.states(served.run(stages=["stage1@a"], force=True, downstream=True))
     assert {name for name, state in states.items() if state == "Completed"} == {"stage1@a", "prior@a", "report"}
 
 
-@pytest.mark.parametrize("first", ["dvc", "api", "command line"])
+@pytest.mark.parametrize("first", ["dvc", pytest.param("api", marks=slow), pytest.param("command line", marks=slow)])
 def test_what_one_way_of_running_made_the_others_find(served, toy, command_line, first):
     toy.set_tenths({"dvc": 3, "api": 2, "command line": 4}[first])
     has_run = {
@@ -113,6 +123,7 @@ def test_a_failed_stage_is_tried_again_and_resumes(served, toy):
     until(lambda: "resumed at 4" in served.logs(run), "the stage's line in the log")
 
 
+@slow
 def test_the_other_arm_goes_on_and_the_run_fails_with_the_last_lines(served, toy, command_line):
     toy.set_tenths(9)
     toy.order("stage1-a", "die")
@@ -134,7 +145,7 @@ def test_what_the_user_must_mend_is_not_tried_again(served, toy):
     assert served.flow_run(run)["state"]["message"] == "error: stage1: dataset.source: no such folder"
 
 
-@pytest.mark.parametrize("fault", ["cancel", "kill the flow"])
+@pytest.mark.parametrize("fault", ["cancel", pytest.param("kill the flow", marks=slow)])
 def test_no_stage_outlives_its_run_and_the_next_run_resumes(served, toy, fault):
     toy.set_tenths(61 if fault == "cancel" else 62)
     run = served.trigger(stages=["stage1@a"])
@@ -161,6 +172,7 @@ def test_ctrl_c_ends_a_run_from_the_command_line(served, toy, monkeypatch):
     assert process.returncode != 0 and not toy.stages_running()
 
 
+@slow
 def test_a_run_waits_for_another_run_and_for_a_dvc_repro_by_hand(served, toy, command_line):
     toy.set_tenths(25)
     by_hand = toy.start(sys.executable, "-m", "dvc", "repro", "stage1@a")

@@ -75,7 +75,8 @@ class Toy(Clone):
         super().__init__(folder)
         folder.mkdir(parents=True)
         shutil.copytree(PROJECT / "flows", folder / "flows", ignore=shutil.ignore_patterns("__pycache__"))
-        for name in ("params.py", "sections.py", "validation.py", "errors.py", "params.yaml", "prefect.yaml", "sources/avatars.yaml"):
+        checks = ("params.py", "sections.py", "validation.py", "yaml_file.py", "source_check.py", "errors.py")
+        for name in (*checks, "params.yaml", "prefect.yaml", "sources/avatars.yaml"):
             (folder / name).parent.mkdir(exist_ok=True)
             shutil.copy(PROJECT / name, folder / name)
         (folder / "step.py").write_text(STEP)

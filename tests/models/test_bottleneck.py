@@ -6,7 +6,14 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from models.bottleneck import DiagonalGaussian, FiniteScalarQuantizer, VectorQuantizer, build_bottleneck, usage_metrics
+from models.bottleneck import (
+    DiagonalGaussian,
+    FiniteScalarQuantizer,
+    VectorQuantizer,
+    build_bottleneck,
+    interpolate_towards_noise,
+    usage_metrics,
+)
 
 VQ_CONFIG = {"kind": "vq", "num_codes": 16, "code_dim": 4, "commitment_weight": 0.25, "revive_after_steps": 7}
 FSQ_CONFIG = {"kind": "fsq", "levels": [8, 5, 3, 2]}
@@ -68,6 +75,19 @@ def test_nothing_is_revived_when_turned_off_or_in_evaluation():
         for _ in range(5):
             vq(torch.ones(1, 4, 2, 2))
         assert torch.equal(vq.codebook, before)
+
+
+def test_a_batch_that_is_not_finite_moves_no_code_onto_it():
+    vq = quantizer(revive_after_steps=1).train()
+    before = vq.codebook.clone()
+    z = torch.full((1, 4, 2, 2), torch.nan)
+    vq(z)
+    assert torch.equal(vq.codebook, before)
+    z[..., 0, 0] = torch.tensor([1.0, 0.0, 0.0, 0.0])  # of its four positions one is finite
+    for _ in range(20):
+        vq(z)
+    assert vq.codebook.isfinite().all()
+    assert (F.normalize(vq.codebook, dim=-1)[:, 0] > 0.99).sum() > 10
 
 
 def test_low_precision_around_it_does_not_change_the_codes():
@@ -161,3 +181,18 @@ def test_training_samples_the_gaussian_and_evaluation_takes_its_mean():
 def test_absurd_log_variances_stay_finite():
     output = DiagonalGaussian(latent_channels=1, kl_weight=1.0)(torch.tensor([0.0, 1e6, 0.0, -1e6]).reshape(2, 2, 1, 1))
     assert output.z.isfinite().all() and output.loss.isfinite()
+
+
+def test_latent_noise_takes_each_image_a_way_of_its_own_towards_noise_of_the_latents_own_scale():
+    torch.manual_seed(0)
+    scale = torch.tensor([0.5, 3.0]).view(1, 2, 1, 1)
+    z = (torch.randn(4000, 2, 4, 4) * scale).requires_grad_()
+    for latent_noise in (0.5, 2.0):
+        noisy = interpolate_towards_noise(z, latent_noise)
+        (kept,) = torch.autograd.grad(noisy.sum(), z)
+        kept = kept[:, 0, 0, 0]  # 1 - tau, as sigma is detached
+        assert kept.min() >= 0 and kept.max() <= 1 and abs(kept.mean() - 0.5) < 0.02 and abs(kept.var() - 1 / 12) < 0.01
+        noise = (noisy - kept.view(-1, 1, 1, 1) * z).detach() / (1 - kept).view(-1, 1, 1, 1).clamp(min=0.05)
+        noise = noise[kept < 0.9]
+        assert torch.allclose(noise.std(dim=(0, 2, 3)), latent_noise * scale.flatten(), rtol=0.03)
+        assert noise.mean().abs() < 0.05

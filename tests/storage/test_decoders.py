@@ -97,3 +97,37 @@ def test_decoder_hash_is_of_its_weights(tmp_path):
     save_decoder(tmp_path / "3", AUTOENCODER, networks(seed=1)["decoder"], FROZEN)
     hashes = [decoder_sha256(tmp_path / name) for name in ("1", "2", "3")]
     assert hashes[0] == hashes[1] != hashes[2]
+
+
+@pytest.mark.parametrize("kind", FILES)
+def test_each_flipped_byte_of_the_weights_is_noticed(tmp_path, kind):
+    write(kind, tmp_path)
+    path = tmp_path / f"{kind}.safetensors"
+    data = path.read_bytes()
+    for position in range(0, len(data), len(data) // 40):
+        path.write_bytes(data[:position] + bytes([data[position] ^ 1]) + data[position + 1 :])
+        assert f"{path}: not the weights that were written" in refusal(kind, tmp_path)
+
+
+@pytest.mark.parametrize("kind", FILES)
+def test_every_missing_key_of_the_record_is_one_line_that_names_it(tmp_path, kind):
+    write(kind, tmp_path)
+    path = tmp_path / f"{kind}.json"
+    whole = json.loads(path.read_text())
+    for key in whole:
+        for broken in ({name: value for name, value in whole.items() if name != key}, {**whole, key: 7}):
+            path.write_text(json.dumps(broken))
+            assert f"{path}: {key}: " in refusal(kind, tmp_path)
+    config = next(name for name in ("autoencoder", "prior") if name in whole)
+    for key in whole[config]:
+        path.write_text(json.dumps({**whole, config: {name: value for name, value in whole[config].items() if name != key}}))
+        message = refusal(kind, tmp_path)
+        assert str(path) in message and key in message
+
+
+@pytest.mark.parametrize("kind", FILES)
+@pytest.mark.parametrize("tree", [[], None, "text", 7, {}])
+def test_a_record_of_another_shape_is_one_line(tmp_path, kind, tree):
+    write(kind, tmp_path)
+    (tmp_path / f"{kind}.json").write_text(json.dumps(tree))
+    assert f"{kind}.json" in refusal(kind, tmp_path)

@@ -165,7 +165,7 @@ def test_what_stage1_writes_can_be_frozen_only_with_a_probe(tmp_path):
     parts = networks()
     save_encoder(tmp_path, encoder_config(AUTOENCODER, BOTTLENECK), parts["encoder"], parts["bottleneck"])
     load_encoder(tmp_path)
-    assert "probe.safetensors" in refusal(tmp_path)
+    assert "probe.json: no such file" in refusal(tmp_path)
 
 
 @pytest.mark.parametrize(("shift", "is_accepted"), [(1e-4, True), (0.1, False)])
@@ -180,3 +180,29 @@ def test_the_probe_of_a_continuous_encoder_allows_for_rounding_and_no_more(tmp_p
         assert load_frozen(tmp_path).encode(images()).keys() == {"mean", "logvar"}
     else:
         assert "of the probe's logvar" in refusal(tmp_path)
+
+
+def test_each_flipped_byte_of_the_probe_is_noticed(tmp_path):
+    write_frozen(tmp_path)
+    path = tmp_path / "probe.safetensors"
+    for position in range(0, path.stat().st_size, 97):
+        flip_byte(path, position)
+        assert f"{path}: not the weights that were written" in refusal(tmp_path)
+        flip_byte(path, position)
+    load_frozen(tmp_path)
+
+
+@pytest.mark.parametrize("file", ["config.json", "probe.json"])
+def test_every_missing_key_of_a_record_is_one_line_that_names_it(tmp_path, file):
+    write_frozen(tmp_path)
+    path = tmp_path / file
+    whole = json.loads(path.read_text())
+    for key in whole:
+        for broken in ({name: value for name, value in whole.items() if name != key}, {**whole, key: 7}):
+            path.write_text(json.dumps(broken))
+            assert f"{path}: {key}: " in refusal(tmp_path)
+    for section in ("autoencoder", "bottleneck") if file == "config.json" else ():
+        for key in whole[section]:
+            path.write_text(json.dumps({**whole, section: {name: value for name, value in whole[section].items() if name != key}}))
+            message = refusal(tmp_path)
+            assert str(path) in message and key in message

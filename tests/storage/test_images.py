@@ -6,7 +6,7 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageCms
 
 from storage.encoding import encode_image
 from storage.images import ImageError, decode_image, resize_and_crop
@@ -248,3 +248,123 @@ def test_encoding_keeps_the_pixels_and_is_reproducible(image_format, tolerance):
 def test_encoding_refuses_what_is_not_an_rgb_image():
     with pytest.raises(ValueError, match="uint8"):
         encode_image(np.zeros((4, 4, 3), dtype=np.float32), "png")
+
+
+def icc_profile(space: bytes, tags: dict[bytes, bytes]) -> bytes:
+    """A display profile of version 2, as ICC.1:2001 lays it out."""
+    tags = {b"desc": b"desc" + bytes(4) + struct.pack(">I", 5) + b"test\0" + bytes(78), b"wtpt": xyz(0.9642, 1.0, 0.8249), **tags}
+    offset, table, body = 128 + 4 + 12 * len(tags), b"", b""
+    for name, data in tags.items():
+        data += bytes(-len(data) % 4)
+        table += name + struct.pack(">II", offset + len(body), len(data))
+        body += data
+    size = offset + len(body)
+    header = struct.pack(">I4s4s4s4s4s", size, bytes(4), bytes.fromhex("02400000"), b"mntr", space, b"XYZ ") + bytes(12) + b"acsp"
+    header = header.ljust(68, b"\0") + struct.pack(">iii", 63190, 65536, 54061)
+    return header.ljust(128, b"\0") + struct.pack(">I", len(tags)) + table + body
+
+
+def xyz(*values: float) -> bytes:
+    return b"XYZ " + bytes(4) + struct.pack(">iii", *(round(value * 65536) for value in values))
+
+
+def gamma(value: float) -> bytes:
+    return b"curv" + bytes(4) + struct.pack(">IH", 1, round(value * 256))
+
+
+ADOBE_PRIMARIES = np.array([[0.60974, 0.20528, 0.14919], [0.31111, 0.62567, 0.06322], [0.01947, 0.06087, 0.74457]])  # columns: r, g, b
+SRGB_PRIMARIES = np.array([[0.43607, 0.38515, 0.14307], [0.22249, 0.71687, 0.06061], [0.01392, 0.09708, 0.71410]])
+ADOBE_GAMMA = 563 / 256
+ADOBE = icc_profile(
+    b"RGB ",
+    {b"%cXYZ" % c: xyz(*ADOBE_PRIMARIES[:, n]) for n, c in enumerate(b"rgb")} | {b"%cTRC" % c: gamma(ADOBE_GAMMA) for c in b"rgb"},
+)
+
+
+def srgb_of(linear: np.ndarray) -> np.ndarray:
+    """IEC 61966-2-1."""
+    linear = linear.clip(0, 1)
+    return 255 * np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
+
+
+def adobe_to_srgb(pixels: np.ndarray) -> np.ndarray:
+    return srgb_of((pixels / 255.0) ** ADOBE_GAMMA @ ADOBE_PRIMARIES.T @ np.linalg.inv(SRGB_PRIMARIES).T)
+
+
+@pytest.mark.parametrize("image_format", ["PNG", "TIFF", "WEBP", "JPEG"])
+def test_colours_are_those_the_profile_means(image_format):
+    pixels = np.full((8, 8, 3), (180, 120, 90), np.uint8)
+    options = {"lossless": True} if image_format == "WEBP" else {}
+    found = decode(file_of(Image.fromarray(pixels), image_format, icc_profile=ADOBE, **options))
+    expected = adobe_to_srgb(pixels)
+    assert np.abs(expected - pixels).max() > 10  # a file that ignores it shows something else
+    assert np.abs(found - expected).max() <= (4 if image_format == "JPEG" else 1.5)
+
+
+def test_a_profile_spares_alpha_and_palettes_have_it_too():
+    pixels = np.full((4, 4, 3), (180, 120, 90), np.uint8)
+    transparent = Image.fromarray(pixels)
+    transparent.putalpha(Image.fromarray(np.array([[255, 0, 255, 0]] * 4, np.uint8)))
+    found = decode(file_of(transparent, "PNG", icc_profile=ADOBE))
+    assert (found[:, 1] == 255).all() and np.abs(found[:, 0] - adobe_to_srgb(pixels)[:, 0]).max() <= 1.5
+    palette = Image.fromarray(pixels).quantize(4)
+    assert np.abs(decode(file_of(palette, "PNG", icc_profile=ADOBE)) - adobe_to_srgb(pixels)).max() <= 1.5
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_grey_profiles_count(dtype):
+    linear = icc_profile(b"GRAY", {b"kTRC": gamma(1.0)})
+    grey = Image.fromarray(np.full((4, 4), 64 * (257 if dtype == np.uint16 else 1), dtype))
+    assert np.abs(decode(file_of(grey, "PNG", icc_profile=linear)) - srgb_of(np.array(64 / 255))).max() <= 1.5
+
+
+def test_profiles_of_srgb_broken_ones_and_those_of_other_modes_change_nothing():
+    pixels = noise(6, 5, 3)
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    for profile in (srgb, b"no profile", ADOBE[:200], icc_profile(b"GRAY", {b"kTRC": gamma(1.0)})):
+        assert (decode(file_of(Image.fromarray(pixels), "PNG", icc_profile=profile)) == pixels).all()
+
+
+def tiff(values: np.ndarray, photometric: int, sample_format: int) -> bytes:
+    """An uncompressed little-endian TIFF of one strip, as TIFF 6.0 lays it out."""
+    height, width = values.shape
+    bits = values.dtype.itemsize * 8
+    entries = {256: width, 257: height, 258: bits, 259: 1, 262: photometric, 273: 200, 277: 1, 278: height, 279: values.nbytes}
+    entries[339] = sample_format
+    directory = struct.pack("<H", len(entries)) + b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in entries.items())
+    return (b"II*\0" + struct.pack("<I", 8) + directory + bytes(4)).ljust(200, b"\0") + values.tobytes()
+
+
+@pytest.mark.parametrize(
+    ("values", "photometric", "sample_format", "expected"),
+    [
+        (np.array([[0, 65535, 257]], np.uint16), 1, 1, [0, 255, 1]),
+        (np.array([[0, 65535, 257]], np.uint16), 0, 1, [255, 0, 254]),  # white is zero
+        (np.array([[0, 65535, 257]], np.uint32), 1, 1, [0, 255, 1]),
+        (np.array([[0, 2**32 - 1, 2**31]], np.uint32), 1, 1, [0, 255, 128]),
+        (np.array([[-1, 1, 0]], np.int32), 1, 2, [0, 255, 128]),
+        (np.array([[0.0, 1.0, 0.2]], np.float32), 1, 3, [0, 255, 51]),
+        (np.array([[700.0, 700.0]], np.float32), 1, 3, [255, 255]),
+        (np.array([[-3.0, -3.0]], np.float32), 1, 3, [0, 0]),
+        (np.array([[0.5, 0.5]], np.float32), 1, 3, [128, 128]),
+    ],
+)
+def test_deep_tiffs(values, photometric, sample_format, expected):
+    assert decode(tiff(values, photometric, sample_format))[0, :, 0].tolist() == expected
+
+
+def test_transparent_colour_of_16_bits():
+    grey = np.array([[1000, 1001]], np.uint16)
+    assert decode(png_with_transparency(grey, struct.pack(">H", 1000), 0))[0].tolist() == [[255] * 3, [4] * 3]
+    colours = np.array([[[0x1234, 0, 0], [0x5678, 0, 0]]], np.uint16)
+    assert decode(png_with_transparency(colours, struct.pack(">HHH", 0x1234, 0, 0), 2))[0].tolist() == [[255] * 3, [0x56, 0, 0]]
+
+
+def png_with_transparency(values: np.ndarray, transparent: bytes, colour_type: int) -> bytes:
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    header = struct.pack(">IIBBBBB", values.shape[1], values.shape[0], 16, colour_type, 0, 0, 0)
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    chunks = ((b"IHDR", header), (b"tRNS", transparent), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*entry) for entry in chunks)

@@ -1,7 +1,10 @@
 """Weights on disk: exact, repeatable, and refused in one line when damaged or not the module's."""
 
+import math
+
 import pytest
 import torch
+from safetensors.torch import save
 from torch import nn
 
 from errors import PipelineError
@@ -79,3 +82,15 @@ def test_content_hash_knows_everything_that_matters():
         content_sha256(config, {**tensors, "b": torch.tensor([1.0, 1.0000001])}),
     ]
     assert len({original, *others}) == len(others) + 1
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_values_that_are_not_finite_are_neither_written_nor_read(tmp_path, value):
+    path = tmp_path / "w.safetensors"
+    state = {**STATE, "c": torch.tensor([0.0, value])}
+    with pytest.raises(PipelineError, match="c has values that are not finite"):
+        save_weights(path, state)
+    assert not path.exists()
+    path.write_bytes(save(state))
+    with pytest.raises(PipelineError, match=r"w\.safetensors: c has values that are not finite"):
+        load_weights(path)

@@ -127,6 +127,19 @@ def test_split_folders_stay_apart(tmp_path):
     assert made["validation"].labels == [1, 1]
 
 
+@pytest.mark.parametrize("is_labelled", [False, True])
+def test_class_conditional_needs_labels_before_any_work(tmp_path, is_labelled):
+    names = [*numbered(4, "a/"), *numbered(4, "b/")] if is_labelled else numbered(8)
+    params = make_params(fill(tmp_path / "data", names))
+    params = params.model_copy(update={"prior": params.prior.model_copy(update={"class_conditional": True})})
+    if is_labelled:
+        execute(STAGE, params, None, 0, root=tmp_path)
+        assert manifest(tmp_path)["classes"] == ["a", "b"]
+        return
+    with pytest.raises(PipelineError, match=r"data: prior.class_conditional is true, but its images have no labels; put them into"):
+        execute(STAGE, params, None, 0, root=tmp_path)
+
+
 def test_skipped_validation_image_takes_none_from_training(tmp_path):
     train, validation = [f"train/{i}.png" for i in range(9)], [f"validation/{i}.png" for i in range(6)]
     source = fill(tmp_path / "in", train + validation)

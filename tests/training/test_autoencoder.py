@@ -61,7 +61,7 @@ def test_arms_start_from_the_same_encoder_and_differ_in_the_decoder(inputs):
 
 
 def test_dropout_arm_drops_in_the_auxiliary_decoder_only(inputs):
-    params = tiny_params(arms__dae__stage1={"num_steps": 3, "channels_multiplier": 1.0, "dropout": 0.5})
+    params = tiny_params(arms__dae__stage1={"num_steps": 3, "channels_multiplier": 1.0, "dropout": 0.5, "latent_noise": 0.0})
     autoencoder = Stage1Objective(params, inputs, CPU).modules["autoencoder"]
     rates = {name: {m.p for m in part.modules() if isinstance(m, torch.nn.Dropout)} for name, part in autoencoder.items()}
     assert rates["encoder"] == {0.0} and rates["decoder"] == {0.5}
@@ -98,7 +98,7 @@ def test_stage1_learns_and_repeats_to_the_same_bits(tmp_path, inputs):
 @pytest.mark.parametrize("start", ["fresh", "stage1"])
 def test_stage2_runs_no_encoder_and_leaves_the_codebook_alone(tmp_path, monkeypatch, start):
     params = tiny_params(
-        arms__dae__stage1={"num_steps": 3, "channels_multiplier": 1.0, "dropout": 0.0},
+        arms__dae__stage1={"num_steps": 3, "channels_multiplier": 1.0, "dropout": 0.0, "latent_noise": 0.0},
         arms__dae__stage2={"num_steps": 6, "start": start},
     )
     inputs = write_tiny_latents(tmp_path, params)
@@ -136,6 +136,25 @@ def test_stage1_trains_a_gaussian_by_its_divergence_and_reports_no_codes(inputs)
     assert metrics["kl"] > 0 and not any(name.startswith("codebook") for name in metrics)
     assert all(gradients(objective, 500).values())
     assert set(objective.validate(objective.modules)) == {"validation_psnr_db"}
+
+
+@pytest.mark.parametrize("family", [None, KL])
+def test_latent_noise_is_there_in_training_and_not_in_validation(inputs, family, monkeypatch):
+    stage1 = {"num_steps": 3, "channels_multiplier": 1.0, "dropout": 0.0}
+    options = {"family": family} if family else {}
+    without, noisy = (
+        Stage1Objective(tiny_params(arms__dae__stage1={**stage1, "latent_noise": noise}, **options), inputs, CPU) for noise in (0.0, 1.0)
+    )
+    batch = without.examples.batch([0, 1, 2, 3])
+    losses = []
+    for objective in (without, noisy):
+        torch.manual_seed(0)
+        losses.append(objective.loss({**batch}, 0)[1]["pixel"].item())
+    assert losses[0] != losses[1]
+    validated = [objective.validate(objective.modules) for objective in (without, noisy)]
+    assert validated[0] == validated[1]
+    monkeypatch.setattr("training.autoencoder.interpolate_towards_noise", None)
+    without.loss({**batch}, 0)  # an arm without it draws no numbers for it
 
 
 def test_a_weak_decoder_leaves_the_gaussian_encoder_as_wide_as_the_baselines(inputs):

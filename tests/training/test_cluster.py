@@ -3,6 +3,7 @@
 All nodes are on loopback, of one CPU each: a worker of two then needs the other node.
 """
 
+import json
 import os
 import shutil
 import socket
@@ -167,36 +168,79 @@ def written(root: Path, stage: str) -> dict[str, bytes]:
 
 def wait_for_checkpoint(root: Path, process: subprocess.Popen) -> int:
     """Wait until the prior is in training; return the step of its checkpoint."""
-    while not (found := list((root / ".scratch/prior").rglob("checkpoint.pt"))):
+    while not (found := list((root / ".scratch/prior").rglob("checkpoint-*.pt"))):
         assert process.poll() is None, process.stdout.read()
         time.sleep(0.02)
-    return torch.load(found[0], weights_only=True)["progress"]["step"]
+    return max(int(path.name.split("-")[1]) for path in found)
+
+
+LOCAL = {"RAY_ADDRESS": "", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "1", "GLOO_SOCKET_IFNAME": ""}
 
 
 @pytest.fixture(scope="module")
-def undisturbed(prepared, tmp_path_factory) -> SimpleNamespace:
-    """All three stages without a cluster: the prior on two local Ray workers, whose open sockets are noted, the rest in process."""
-    root = copy(prepared, tmp_path_factory.mktemp("undisturbed") / "root", "prior", {})
-    local = {"RAY_ADDRESS": "", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "1", "GLOO_SOCKET_IFNAME": ""}
-    run_stage("encode", root, local)
-    process = start_stage("prior", root, local)
-    wait_for_checkpoint(root, process)
-    processes = family(psutil.Process(process.pid))
-    running = names(processes)
-    listening = [entry.laddr for one in processes for entry in one.net_connections("inet") if entry.status == psutil.CONN_LISTEN]
-    output, _ = process.communicate()
-    assert process.returncode == 0, output
-    run_stage("sample", root, local)
-    return SimpleNamespace(root=root, running=running, listening=listening)
+def trained(prepared, tmp_path_factory) -> SimpleNamespace:
+    """The prior on two local Ray workers, what then ran and listened, and what they left in the folder for temporary files."""
+    root = copy(prepared, tmp_path_factory.mktemp("trained") / "root", "prior", {})
+    run_stage("encode", root, LOCAL)
+    with tempfile.TemporaryDirectory(prefix="t", dir="/tmp") as temporary:
+        process = start_stage("prior", root, LOCAL | {"TMPDIR": temporary})
+        wait_for_checkpoint(root, process)
+        processes = family(psutil.Process(process.pid))
+        running = names(processes)
+        listening = [entry.laddr for one in processes for entry in one.net_connections("inet") if entry.status == psutil.CONN_LISTEN]
+        output, _ = process.communicate()
+        assert process.returncode == 0, output
+        left = list(Path(temporary).iterdir())
+    return SimpleNamespace(root=root, running=running, listening=listening, left=left)
 
 
-def test_without_a_cluster_everything_listens_on_loopback_only(undisturbed):
-    assert all(part in undisturbed.running for part in ("gcs_server", "raylet/raylet"))
-    assert undisturbed.running.count("RayTrainWorker") >= 2
-    assert len(undisturbed.listening) > 5
-    assert {address.ip.removeprefix("::ffff:") for address in undisturbed.listening} == {"127.0.0.1"}
+@pytest.fixture(scope="module")
+def undisturbed(trained) -> SimpleNamespace:
+    """All three stages without a cluster: the prior on two local Ray workers, the rest in process."""
+    run_stage("sample", trained.root, LOCAL)
+    return trained
 
 
+def test_without_a_cluster_everything_listens_on_loopback_only(trained):
+    assert all(part in trained.running for part in ("gcs_server", "raylet/raylet"))
+    assert trained.running.count("RayTrainWorker") >= 2
+    assert len(trained.listening) > 5
+    assert {address.ip.removeprefix("::ffff:") for address in trained.listening} == {"127.0.0.1"}
+
+
+def test_ray_leaves_no_temporary_files(trained):
+    assert trained.left == []
+
+
+@pytest.mark.slow
+def test_killed_stages_and_workers_resume_to_the_same_bytes_and_leave_no_process(trained, tmp_path):
+    """The stage dies, then in the next run one of its two workers. Ray's last agents notice after about half a minute."""
+    root = copy(trained.root, tmp_path / "root", "prior", {})
+    first = start_stage("prior", root, LOCAL)
+    step = wait_for_checkpoint(root, first)
+    started = family(psutil.Process(first.pid))
+    first.kill()
+    first.wait()
+    assert 0 < step < NUM_STEPS
+
+    second = start_stage("prior", root, LOCAL)
+    while not (workers := [one for one in family(psutil.Process(second.pid)) if "RayTrainWorker" in names([one])]):
+        assert second.poll() is None, second.stdout.read()
+        time.sleep(0.02)
+    while wait_for_checkpoint(root, second) <= step:
+        time.sleep(0.02)
+    started += family(psutil.Process(second.pid))
+    workers[-1].kill()
+    output, _ = second.communicate()
+    assert second.returncode == 0, output
+    (duration,) = (root / "durations/prior").iterdir()
+    assert json.loads(duration.read_text())["resumed"]
+    assert written(root, "prior") == written(trained.root, "prior")
+    _, left = psutil.wait_procs(started, timeout=90)
+    assert not left, names(left)
+
+
+@pytest.mark.slow
 def test_a_lost_node_is_waited_for_and_training_goes_on_to_the_same_bytes(undisturbed, two_nodes, tmp_path):
     root = copy(undisturbed.root, tmp_path / "root", "prior", {})
     head, worker = two_nodes.nodes
@@ -216,6 +260,7 @@ def test_a_lost_node_is_waited_for_and_training_goes_on_to_the_same_bytes(undist
     assert written(root, "prior") == written(undisturbed.root, "prior")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["encode", "sample"])
 def test_tasks_on_a_cluster_write_what_one_process_writes(stage, undisturbed, two_nodes, tmp_path):
     root = copy(undisturbed.root, tmp_path / "root", stage, {"runtime": {"num_ray_tasks": 2}})
@@ -223,16 +268,18 @@ def test_tasks_on_a_cluster_write_what_one_process_writes(stage, undisturbed, tw
     assert written(root, stage) == written(undisturbed.root, stage)
 
 
+@pytest.mark.slow
 def test_more_workers_than_cpus_is_one_line(undisturbed, two_nodes, tmp_path):
     root = copy(undisturbed.root, tmp_path / "root", "prior", {"prior": {"training": {"num_workers": 8}}})
     output = run_stage("prior", root, two_nodes.settings, expect=1)
     assert output.splitlines() == [
-        "error: prior: num_workers: 8: needs 8 CPU, the cluster has 2; ask for fewer, or start the nodes first"
+        "error: prior: num_workers: 8: needs 8 CPU, the cluster has 2; ask for fewer "
+        "(num_workers: auto takes what there is), or start the nodes first"
     ]
 
 
-def test_an_address_where_nothing_answers_is_one_line(undisturbed):
-    [line] = run_stage("prior", undisturbed.root, {"RAY_ADDRESS": "127.0.0.1:1"}, expect=1).splitlines()
+def test_an_address_where_nothing_answers_is_one_line(trained):
+    [line] = run_stage("prior", trained.root, {"RAY_ADDRESS": "127.0.0.1:1"}, expect=1).splitlines()
     assert line.startswith("error: prior: RAY_ADDRESS=127.0.0.1:1: nothing answers there ([Errno 111] Connection refused); start the")
 
 

@@ -2,14 +2,16 @@
 
 import itertools
 import math
+import pickle
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from errors import PipelineError
 from sections import Optimization, Runtime
-from training.checkpoint import FILE_NAME, load_checkpoint, save_checkpoint
+from training.checkpoint import load_checkpoint, save_checkpoint
 from training.loop import Trainer, curves_csv
 from training.randomness import RowRandomness, batch_indices, derive_seed
 from training.schedule import MovingAverage, build_optimizer, learning_rate, resolve_step
@@ -102,6 +104,11 @@ def test_a_killed_run_resumes_to_the_same_bits(tmp_path, dies_at):
     assert curves_csv(whole.progress.rows) == curves_csv(resumed.progress.rows)
 
 
+def test_a_batch_larger_than_the_data_is_refused(tmp_path):
+    with pytest.raises(PipelineError, match=r"^batch_size 999 is more than the \d+ training images; lower it$"):
+        trainer(tmp_path, batch_size=999)
+
+
 def test_a_finished_run_is_not_trained_further(tmp_path):
     trainer(tmp_path).run()
     steps = []
@@ -169,11 +176,76 @@ def test_the_best_validated_step_is_exported(tmp_path):
     assert torch.equal(run.exported("network").state_dict()["0.weight"], objective.seen[1]["0.weight"])
 
 
-def test_a_damaged_checkpoint_is_named(tmp_path):
-    save_checkpoint(tmp_path, {"step": 1})
-    (tmp_path / FILE_NAME).write_bytes((tmp_path / FILE_NAME).read_bytes()[:50])
-    with pytest.raises(PipelineError, match=FILE_NAME):
-        load_checkpoint(tmp_path)
+class UnreadablePoints(Points):
+    def batch(self, indices):
+        raise PipelineError("train-0.tar: sample 3 is damaged; run dvc repro shards")
+
+
+@pytest.mark.parametrize("num_loader_processes", [0, 1])
+def test_an_unreadable_example_is_one_line_from_a_loader_process_too(tmp_path, num_loader_processes):
+    objective = Regression()
+    objective.examples = UnreadablePoints()
+    run = trainer(tmp_path, objective=objective)
+    run.runtime = RUNTIME.model_copy(update={"num_loader_processes": num_loader_processes})
+    with pytest.raises(PipelineError, match=r"^train-0\.tar: sample 3 is damaged; run dvc repro shards$"):
+        run.run()
+
+
+def test_what_workers_exchange_lies_on_their_device(tmp_path, monkeypatch):
+    """NCCL moves tensors of GPUs alone, so a logged row must not pass through the CPU first."""
+    run = trainer(tmp_path)
+    run.num_workers, run.device = 2, torch.device("meta")
+    exchanged = []
+    monkeypatch.setattr(torch.distributed, "all_reduce", exchanged.append)
+    with pytest.raises(RuntimeError, match="meta"):  # which has no values to log
+        run._row({"error": torch.tensor(1.0, device="meta"), "gradient_norm_network": torch.tensor(2.0)})
+    assert [tensor.device.type for tensor in exchanged] == ["meta"]
+
+
+def flip(path, position):
+    data = bytearray(path.read_bytes())
+    data[position] ^= 1 << position % 8
+    path.write_bytes(data)
+
+
+DAMAGES = {
+    **{f"bit at {part:.0%}": lambda path, part=part: flip(path, int(part * (path.stat().st_size - 1))) for part in np.linspace(0, 1, 9)},
+    "truncated": lambda path: path.write_bytes(path.read_bytes()[:-7]),
+    "empty": lambda path: path.write_bytes(b""),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_gives_the_same_bits(tmp_path, capsys, damage):
+    whole = trainer(tmp_path / "whole")
+    whole.run()
+    with pytest.raises(Killed):
+        trainer(tmp_path / "killed", on_step=die_at(10)).run()
+    last = max((tmp_path / "killed").glob("checkpoint-*.pt"), key=lambda path: int(path.name.split("-")[1]))
+    DAMAGES[damage](last)
+    resumed = trainer(tmp_path / "killed")
+    assert f"{last}: the checkpoint of step 9 is damaged" in capsys.readouterr().err
+    assert resumed.progress.step == 6
+    resumed.run()
+    assert whole.progress == resumed.progress
+    for name, tensor in whole.exported("network").state_dict().items():
+        assert torch.equal(tensor, resumed.exported("network").state_dict()[name])
+
+
+def test_without_a_whole_checkpoint_training_starts_over_and_says_so(tmp_path, capsys):
+    for step in (3, 6):
+        save_checkpoint(tmp_path, step, {"step": step})
+    for path in tmp_path.iterdir():
+        flip(path, 100)
+    assert load_checkpoint(tmp_path) is None
+    assert capsys.readouterr().err.splitlines()[-1].endswith("training starts over")
+
+
+def test_two_checkpoints_are_kept_and_no_other_file(tmp_path):
+    for step in (8, 9, 10, 11):
+        save_checkpoint(tmp_path, step, {"step": step})
+    assert sorted(path.name.split("-")[1] for path in tmp_path.iterdir()) == ["10", "11"]
+    assert load_checkpoint(tmp_path) == {"step": 11}
 
 
 def test_a_checkpoint_never_runs_code(tmp_path):
@@ -181,8 +253,8 @@ def test_a_checkpoint_never_runs_code(tmp_path):
         def __reduce__(self):
             return print, ("ran",)
 
-    torch.save({"step": Evil()}, tmp_path / FILE_NAME)
-    with pytest.raises(PipelineError, match="damaged checkpoint"):
+    save_checkpoint(tmp_path, 1, {"step": Evil()})
+    with pytest.raises(pickle.UnpicklingError, match="Weights only load failed"):
         load_checkpoint(tmp_path)
 
 

@@ -1,7 +1,10 @@
 """The prior's objective, its selection, and its labels; the same training on Ray Train workers as in process."""
 
+import time
+
 import pytest
 import torch
+import torch.distributed as dist
 
 from errors import PipelineError
 from tests.training.tiny import tiny_params, write_tiny_latents
@@ -67,10 +70,22 @@ def test_two_ray_workers_learn_what_one_process_learns(tmp_path, inputs):
     assert results[0].progress.best_value == pytest.approx(results[2].progress.best_value, rel=1e-3)
 
 
-def test_divergence_on_ray_workers_arrives_as_one_line(tmp_path, inputs):
-    params = settings(prior__training__num_workers=1, prior__training__learning_rate=1e30, prior__training__gradient_clip_norm=1e30)
-    with pytest.raises(PipelineError, match="5 steps in a row were not finite"):
-        train(PriorObjective, params, inputs, params.prior.training, 30, tmp_path / "run", "test")
+class GivesUp(PriorObjective):
+    """A prior of which one worker meets an error that the user must mend, while the other waits for it for ever."""
+
+    def loss(self, batch, step):
+        if step == 2:
+            if dist.get_rank() == 1:
+                raise PipelineError("latents.arrow: a file that is damaged")
+            time.sleep(3600)
+        return super().loss(batch, step)
+
+
+@pytest.mark.slow
+def test_an_error_of_one_ray_worker_ends_them_all_with_one_line(tmp_path, inputs):
+    params = settings(prior__training__num_workers=2)
+    with pytest.raises(PipelineError, match=r"^latents\.arrow: a file that is damaged$"):
+        train(GivesUp, params, inputs, params.prior.training, 30, tmp_path / "run", "test")
     assert not list((tmp_path / "run").glob("error.json"))
 
 

@@ -1,0 +1,172 @@
+"""DVC's files made whole again: it writes dvc.lock and its rwlock in place, so that a kill at that moment cuts them off.
+
+``python -m flows.repair``, run by ``make run`` and by every run of the flow, loses no finished stage: what a cut dvc.lock no longer
+holds is taken from the last whole one, from git, or by the next ``dvc repro`` from DVC's run cache, which it wrote before.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from errors import PipelineError
+
+LOCK = "dvc.lock"
+LAST_WHOLE_LOCK = ".dvc/tmp/dvc.lock.whole"
+RWLOCK = ".dvc/tmp/rwlock"
+END = "  ."  # after a lock file that is whole
+HEADER = "schema: '2.0'\nstages:\n"
+ENTRY = re.compile(r"^  ([^ \n].*):\n((?:   .*\n)*)", re.MULTILINE)
+NEXT_ENTRY = re.compile(r"  [^ \n]")
+CONFLICT = re.compile(r"^(<{7}|={7}|>{7})", re.MULTILINE)
+SECONDS_OF_A_WRITE = 1.0  # another dvc may be writing right now
+
+
+class _File(BaseModel):
+    path: str
+
+
+class _Entry(BaseModel):
+    """A stage of dvc.lock, as far as DVC insists on it."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    cmd: str | list[str]
+    deps: list[_File] = []
+    params: dict[str, dict[str, Any]] = {}
+    outs: list[_File] = []
+
+
+class _Lock(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    version: Literal["2.0"] = Field(alias="schema")
+    stages: dict[str, _Entry] = {}
+    datasets: Any = None
+
+
+def repair(root: Path) -> list[str]:
+    """Mend what a kill has cut off; returns a line for each file that was.
+
+    Raises:
+        PipelineError: when dvc.lock holds a merge that git left to the user.
+    """
+    return [line for line in (_repair_lock(root), _repair_rwlock(root)) if line]
+
+
+def _repair_lock(root: Path) -> str | None:
+    text = _read_settled(root / LOCK, is_whole)
+    if text is None:
+        return None
+    if is_whole(text):
+        _write(root / LAST_WHOLE_LOCK, text)
+        return None
+    if CONFLICT.search(text):
+        raise PipelineError(f"{LOCK}: holds a merge conflict; take one side whole (git checkout --ours {LOCK}): dvc repro mends the rest")
+    kept = whole_entries(text)
+    committed, last = (whole_entries(source + END) for source in (_committed(root), _read(root / LAST_WHOLE_LOCK) or ""))
+    entries = {**committed, **last, **kept}
+    if entries:
+        _write(root / LOCK, HEADER + "".join(f"  {name}:\n{entry}" for name, entry in entries.items()))
+    else:
+        (root / LOCK).unlink()
+    return (
+        f"{LOCK} was cut off while DVC wrote it: {len(kept)} stages kept, {len(entries) - len(kept)} taken from an earlier one; "
+        "what has finished since comes back from DVC's cache"
+    )
+
+
+def _repair_rwlock(root: Path) -> str | None:
+    text = _read_settled(root / RWLOCK, _is_json)
+    if text is None or _is_json(text):
+        return None
+    (root / RWLOCK).unlink(missing_ok=True)
+    return f"{RWLOCK} was cut off while DVC wrote it: deleted, as it says only which dvc commands are at work"
+
+
+def is_whole(text: str) -> bool:
+    """Whether DVC would take this for a lock file, and its last line has an end."""
+    try:
+        _Lock.model_validate(yaml.load(text, yaml.CSafeLoader))
+    except (yaml.YAMLError, ValidationError):
+        return False
+    return text.endswith("\n")
+
+
+def whole_entries(text: str) -> dict[str, str]:
+    """The stages of a lock file that may end anywhere, each as text: values must stay as DVC has written them.
+
+    One that nothing follows is left out, as it may lack something.
+    """
+    entries = {}
+    for match in ENTRY.finditer(text):
+        name, entry = match.groups()
+        try:
+            _Entry.model_validate(yaml.load(entry, yaml.CSafeLoader))
+        except (yaml.YAMLError, ValidationError):
+            continue
+        if NEXT_ENTRY.match(text, match.end()):
+            entries[name] = entry
+    return entries
+
+
+def _is_json(text: str) -> bool:
+    try:
+        return isinstance(json.loads(text), dict)
+    except json.JSONDecodeError:
+        return False
+
+
+def _read_settled(path: Path, is_fine) -> str | None:
+    """The text of a file, read again when it is not fine: it may be being written."""
+    text = _read(path)
+    if text is not None and not is_fine(text):
+        time.sleep(SECONDS_OF_A_WRITE)
+        text = _read(path)
+    return text
+
+
+def _read(path: Path) -> str | None:
+    try:
+        return path.read_text(errors="replace")
+    except FileNotFoundError:
+        return None
+
+
+def _committed(root: Path) -> str:
+    """The lock file of git's last commit; nothing where there is none."""
+    result = subprocess.run(["git", "-C", str(root), "show", f"HEAD:./{LOCK}"], capture_output=True, text=True, errors="replace")
+    return result.stdout if result.returncode == 0 else ""
+
+
+def _write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.tmp")
+    with beside.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    beside.replace(path)
+
+
+def main() -> int:
+    try:
+        for line in repair(Path(".")):
+            print(f"mended: {line}")
+    except (PipelineError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,122 @@
+"""A dvc.lock or rwlock that a kill has cut off, at any byte, is mended, and no finished stage runs again."""
+
+import os
+import subprocess
+import sys
+from itertools import pairwise
+
+import pytest
+import yaml
+
+from errors import PipelineError
+from flows.repair import CONFLICT, HEADER, LAST_WHOLE_LOCK, LOCK, RWLOCK, is_whole, repair
+from tests.clone import GIT, PROJECT
+
+STAGES = ["shards", "prior@a-0", "stage1@b-0", "report"]
+ENTRY = """  {name}:
+    cmd: python -m tasks.x --arm a
+    deps:
+    - path: in.txt
+      hash: md5
+      md5: 1b210a85d047bca1d07515ed9946574b
+      size: 293
+    params:
+      params.yaml:
+        x.rate: 1e-06
+        x.title: "two: words\\n  and: lines"
+    outs:
+    - path: out/{name}
+      md5: a812acb46d4c14decae77cd4aa284efe.dir
+"""
+WHOLE = HEADER + "".join(ENTRY.format(name=name) for name in STAGES)
+
+
+@pytest.fixture(autouse=True)
+def _no_waiting(monkeypatch):
+    monkeypatch.setattr("flows.repair.SECONDS_OF_A_WRITE", 0)
+
+
+def test_lock_cut_at_any_byte_keeps_every_whole_stage(tmp_path):
+    wanted, lock = yaml.safe_load(WHOLE)["stages"], tmp_path / LOCK
+    for length in range(len(WHOLE)):
+        cut = WHOLE[:length]
+        lock.write_text(cut)
+        lines = repair(tmp_path)
+        if is_whole(cut):  # cut where DVC sees no cut: between the lines of an entry, and it mends that itself
+            assert not lines and lock.read_text() == cut
+            (tmp_path / LAST_WHOLE_LOCK).unlink()
+            continue
+        assert len(lines) == 1 and LOCK in lines[0]
+        found = yaml.safe_load(lock.read_text())["stages"] if lock.exists() else {}
+        finished = [name for name, following in pairwise(STAGES) if WHOLE.index(f"  {following}:") + 3 <= length]
+        assert found == {name: wanted[name] for name in finished}
+
+
+def test_the_last_whole_lock_and_git_fill_what_was_cut(tmp_path):
+    older = HEADER + ENTRY.format(name="report").replace("293", "1")
+    for command in (["git", "init", "--quiet"], [*GIT, "add", LOCK], [*GIT, "commit", "--quiet", "--message", "start"]):
+        (tmp_path / LOCK).write_text(HEADER + ENTRY.format(name="committed"))
+        subprocess.run(command, cwd=tmp_path, check=True)
+    (tmp_path / LOCK).write_text(older)
+    assert repair(tmp_path) == []
+    (tmp_path / LOCK).write_text(WHOLE[: WHOLE.index("  stage1@b-0") + 30])
+    (line,) = repair(tmp_path)
+    assert "2 stages kept, 2 taken from an earlier one" in line
+    stages = yaml.safe_load((tmp_path / LOCK).read_text())["stages"]
+    assert sorted(stages) == ["committed", "prior@a-0", "report", "shards"]
+    assert stages["report"]["deps"][0]["size"] == 1
+    assert repair(tmp_path) == []
+
+
+def test_conflict_is_left_to_the_user(tmp_path):
+    text = WHOLE.replace("    cmd:", "<<<<<<< HEAD\n    cmd:", 1)
+    assert CONFLICT.search(text)
+    (tmp_path / LOCK).write_text(text)
+    with pytest.raises(PipelineError, match="merge conflict"):
+        repair(tmp_path)
+    assert (tmp_path / LOCK).read_text() == text
+
+
+def test_without_a_lock_there_is_nothing_to_mend(tmp_path):
+    assert repair(tmp_path) == []
+
+
+@pytest.fixture
+def project(tmp_path):
+    """Two stages, finished, under real DVC."""
+
+    def dvc(*arguments: str, expect: int = 0) -> str:
+        done = subprocess.run([sys.executable, "-m", "dvc", *arguments], cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == expect, done.stdout + done.stderr
+        return done.stdout + done.stderr
+
+    stages = {name: {"cmd": f"cp in.txt {name}.txt", "deps": ["in.txt"], "outs": [f"{name}.txt"]} for name in ("first", "second", "third")}
+    (tmp_path / "in.txt").write_text("data")
+    (tmp_path / "dvc.yaml").write_text(yaml.safe_dump({"stages": stages}))
+    dvc("init", "--no-scm", "--quiet")
+    dvc("repro", "--quiet")
+    return tmp_path, dvc
+
+
+def command(folder) -> str:
+    options = {"env": os.environ | {"PYTHONPATH": str(PROJECT)}, "capture_output": True, "text": True, "check": True}
+    return subprocess.run([sys.executable, "-m", "flows.repair"], cwd=folder, **options).stdout
+
+
+@pytest.mark.parametrize("stage", ["first", "second", "third"])
+def test_dvc_refuses_a_cut_lock_and_after_the_command_runs_nothing_again(project, stage):
+    folder, dvc = project
+    whole = (folder / LOCK).read_text()
+    (folder / LOCK).write_text(whole[: whole.index("- path", whole.index(f"  {stage}:")) + 4])
+    assert "dvc.lock" in dvc("repro", expect=255)
+    assert command(folder).startswith("mended: dvc.lock")
+    assert "Running stage" not in dvc("repro")
+    assert yaml.safe_load((folder / LOCK).read_text()) == yaml.safe_load(whole)
+
+
+def test_dvc_refuses_a_cut_rwlock_and_after_the_command_does_not(project):
+    folder, dvc = project
+    (folder / RWLOCK).write_text('{"read": {')
+    assert "rwlock" in dvc("repro", expect=255)
+    assert command(folder).startswith("mended: .dvc/tmp/rwlock")
+    assert "up to date" in dvc("repro")

@@ -1,0 +1,22 @@
+"""A stage killed at any file operation, the last second included, ends with the same bytes when it is run again."""
+
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+
+from tests.clone import PROJECT
+
+CASES = {"toy": 30, "shards": 50, "encode": 40, "sample": 40}  # and how many operations there are at least
+
+
+@pytest.mark.parametrize("case", ["toy", "shards", *(pytest.param(case, marks=pytest.mark.slow) for case in ("encode", "sample"))])
+def test_stage_killed_at_every_file_operation_ends_with_the_same_bytes(tmp_path, case):
+    command = [sys.executable, "-m", "tests.killing.every_operation", case, str(tmp_path)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment.pop("DAE_SCRATCH", None)
+    done = subprocess.run(command, cwd=PROJECT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert int(re.match(r"operations: (\d+)", done.stdout)[1]) >= CASES[case]

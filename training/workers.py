@@ -1,0 +1,48 @@
+"""How many workers share a batch where ``num_workers: auto`` leaves that to the machine."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import torch
+
+from sections import Optimization
+from training.cluster import is_local, ray_session
+
+MAX_CPU_WORKERS = 2  # on one machine without a GPU, threads do the rest
+
+
+def with_num_workers(optimization: Optimization, device: torch.device, description: str) -> Optimization:
+    """The same settings with a number in the place of ``auto``, of which a line is printed.
+
+    On a cluster, or on a machine with several GPUs, every GPU gets a worker, as far as the batch divides; one GPU is used from this
+    process; without any, two workers share the cores, or every node of a cluster has one.
+    """
+    if optimization.num_workers != "auto":
+        return optimization
+    available, what = _on_this_machine(device) if is_local() else _on_the_cluster()
+    num_workers = largest_share(optimization.batch_size // optimization.accumulate_batches, available)
+    num_workers = 0 if num_workers == 1 and is_local() else num_workers
+    where = f"{num_workers} Ray Train workers" if num_workers else "this process"
+    print(f"{description}: num_workers auto: {where}, with {what}", file=sys.stderr, flush=True)
+    return optimization.model_copy(update={"num_workers": num_workers})
+
+
+def largest_share(num_examples: int, available: int) -> int:
+    """The largest number of workers, up to those available, that examples can be divided among."""
+    return next(number for number in range(max(1, available), 0, -1) if num_examples % number == 0)
+
+
+def _on_this_machine(device: torch.device) -> tuple[int, str]:
+    if device.type == "cuda":
+        return torch.cuda.device_count(), f"{torch.cuda.device_count()} GPUs"
+    num_cores = os.cpu_count() or 1
+    return min(MAX_CPU_WORKERS, num_cores), f"no GPU and {num_cores} cores"
+
+
+def _on_the_cluster() -> tuple[int, str]:
+    with ray_session(0) as ray:
+        num_gpus = int(ray.cluster_resources().get("GPU", 0))
+        num_nodes = sum(node["Alive"] for node in ray.nodes())
+    return (num_gpus, f"{num_gpus} GPUs in the cluster") if num_gpus else (num_nodes, f"{num_nodes} nodes in the cluster and no GPU")

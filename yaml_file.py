@@ -1,0 +1,94 @@
+"""A YAML file as one mapping that everybody reads the same: this project by YAML 1.1 (PyYAML), DVC by 1.2 (ruamel)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+from ruamel.yaml import YAML
+from ruamel.yaml import YAMLError as OtherYAMLError
+
+from errors import PipelineError
+
+
+def read_mapping(path: Path) -> dict:
+    """Read a file that holds one mapping, in which no key is given twice.
+
+    Raises:
+        PipelineError: naming the file, and the line where there is one.
+    """
+    text = _read(path)
+    try:
+        tree = yaml.load(text, _UniqueKeyLoader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
+        where = f"line {mark.line + 1}: " if mark else ""
+        what = getattr(error, "problem", None) or getattr(error, "reason", None) or str(error)
+        raise PipelineError(f"{path}: {where}not valid YAML: {' '.join(str(what).split())}") from None
+    except (ValueError, RecursionError) as error:  # a number or a date that is none; mappings a thousand deep
+        raise PipelineError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if tree is None:
+        raise PipelineError(f"{path}: is empty, and must hold one mapping of sections; presets/default.yaml is a whole one")
+    if not isinstance(tree, dict):
+        raise PipelineError(f"{path}: must hold one mapping of sections, found {type(tree).__name__}")
+    return tree
+
+
+def require_one_reading(path: Path, tree: dict) -> None:
+    """Refuse what DVC would read differently: it would record, and rerun for, another value than the one that is used.
+
+    Args:
+        tree: what ``read_mapping`` returned.
+
+    Raises:
+        PipelineError: naming the dotted key and both readings.
+    """
+    try:
+        other = YAML(typ="safe").load(_read(path))
+    except (OtherYAMLError, ValueError, RecursionError) as error:
+        raise PipelineError(f"{path}: not valid YAML for DVC: {' '.join(str(error).split())}") from None
+    difference = _first_difference(tree, other, "")
+    if difference:
+        key, ours, theirs = difference
+        raise PipelineError(
+            f"{path}: {key}: YAML 1.1 reads {ours!r} here, YAML 1.2, and so DVC, {theirs!r}; "
+            "write numbers in plain decimals, true or false, and anything else in quotes"
+        )
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise PipelineError(f"{path}: no such file; run from the project's folder, or copy a preset there") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise PipelineError(f"{path}: not a readable text file ({type(error).__name__}); name a YAML file of parameters") from None
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """YAML that refuses a key given twice, of which the last would silently win."""
+
+    def construct_mapping(self, node, deep=False):
+        seen = set()
+        for key_node, _ in node.value:
+            if not isinstance(key_node, yaml.ScalarNode):
+                raise yaml.constructor.ConstructorError(None, None, "a key must be a word", key_node.start_mark)
+            key = self.construct_object(key_node, deep=deep)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"{key} is given twice", key_node.start_mark)
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def _first_difference(ours: Any, theirs: Any, key: str) -> tuple[str, Any, Any] | None:
+    if isinstance(ours, dict) and isinstance(theirs, dict):
+        if list(ours) != list(theirs):
+            pair = next(((a, b) for a, b in zip(ours, theirs, strict=False) if a != b), (list(ours), list(theirs)))
+            return key or "a key", *pair
+        pairs = [(f"{key}.{name}" if key else str(name), ours[name], theirs[name]) for name in ours]
+    elif isinstance(ours, list) and isinstance(theirs, list) and len(ours) == len(theirs):
+        pairs = [(f"{key}.{number}", a, b) for number, (a, b) in enumerate(zip(ours, theirs, strict=True))]
+    else:
+        return None if type(ours) is type(theirs) and ours == theirs else (key, ours, theirs)
+    return next((found for name, a, b in pairs if (found := _first_difference(a, b, name))), None)
