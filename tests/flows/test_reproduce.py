@@ -244,6 +244,7 @@ def test_a_schedule_fires(served, toy):
     assert run["auto_scheduled"] and run["parameters"]["record"] is True
 
 
+@slow
 def test_without_a_server_it_runs_the_same(toy, monkeypatch):
     monkeypatch.delenv("PREFECT_API_URL", raising=False)
     monkeypatch.setenv("PREFECT_SERVER_API_PORT", "9")  # where nobody listens
