@@ -27,7 +27,7 @@ def documented_commands() -> list[str]:
 
 
 COMMANDS = [command for command in documented_commands() if not command.startswith(RUN_ELSEWHERE)]
-SLOW = ("dvc exp run",)  # runs half the graph again
+SLOW = ("dvc exp run", "python -m flows.reproduce")  # half the graph again; test_pipeline.py has Prefect take all of it
 
 
 def test_the_readme_names_commands():

@@ -216,8 +216,8 @@ def test_a_recorded_run_is_an_experiment_and_commits_nothing(served, toy):
     ("parameters", "message"),
     [
         ({"stages": ["priors"]}, "stages: dvc.yaml has no 'priors'"),
-        ({"overrides": {"stage1.warmup": 1}}, "overrides: params.yaml has no stage1.warmup"),
-        ({"overrides": {"stage1.warmup_steps": -1}}, "stage1.warmup_steps: got -1"),
+        pytest.param({"overrides": {"stage1.warmup": 1}}, "overrides: params.yaml has no stage1.warmup", marks=slow),
+        pytest.param({"overrides": {"stage1.warmup_steps": -1}}, "stage1.warmup_steps: got -1", marks=slow),
     ],
 )
 def test_a_mistake_is_one_line(served, toy, parameters, message):
