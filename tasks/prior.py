@@ -22,6 +22,7 @@ def run(params, inputs, outputs) -> dict:
     return {
         "num_steps": settings.num_steps,
         "num_images_seen": settings.num_steps * settings.batch_size,
+        "batch_division": progress.batch_division,
         "num_skipped_steps": progress.num_skipped_steps,
         "num_parameters": {"prior": sum(p.numel() for p in prior.parameters())},
         "best_step": progress.best_step,

@@ -22,6 +22,7 @@ def run(params, inputs, outputs) -> dict:
     return {
         "num_steps": num_steps,
         "num_images_seen": num_steps * params.stage1.batch_size,
+        "batch_division": progress.batch_division,
         "num_skipped_steps": progress.num_skipped_steps,
         "num_parameters": {name: sum(p.numel() for p in part.parameters()) for name, part in autoencoder.items()},
         **{name: value for name, value in last.items() if name.startswith("validation_")},

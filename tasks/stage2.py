@@ -22,7 +22,8 @@ def run(params, inputs, outputs) -> dict:
     save_decoder(outputs.artifact, trainer.objective.config, decoder, frozen.sha256)
     write_atomic(outputs.curves, curves_csv(trainer.progress.rows))
     last = {name: value for name, value in trainer.progress.rows[-1].items() if name.startswith("validation_")}
-    return _metrics(num_steps, num_steps * params.stage2.batch_size, trainer.progress.num_skipped_steps, decoder) | last
+    metrics = _metrics(num_steps, num_steps * params.stage2.batch_size, trainer.progress.num_skipped_steps, decoder)
+    return metrics | {"batch_division": trainer.progress.batch_division} | last
 
 
 def _metrics(num_steps: int, num_images_seen: int, num_skipped_steps: int, decoder) -> dict:

@@ -67,13 +67,24 @@ class Progress:
     best_step: int = 0
     best_value: float = math.inf
     rows: list[dict[str, float]] = field(default_factory=list)
+    divisions: list[list[int]] = field(default_factory=list)  # [first step, workers, parts of each worker], whenever they changed
+
+    @property
+    def batch_division(self) -> str:
+        """In words, among how many workers and in how many parts each batch was divided."""
+        return "; ".join(
+            f"{f'from step {step}: ' if step else ''}{num_workers} worker{'s' * (num_workers > 1)}, "
+            f"{num_parts} part{'s' * (num_parts > 1)}{' each' * (num_workers > 1)}"
+            for step, num_workers, num_parts in self.divisions
+        )
 
 
 class Trainer:
     """Runs an objective for a number of steps, exactly resumable at any checkpoint.
 
-    Every random number of a step follows from (seed, step, rank, part), so N steps, a kill and N steps more give the
-    bits of 2N steps. With several workers each computes its share of the batch and gradients are averaged.
+    Every random number of a step follows from (seed, step, part of the batch), so N steps, a kill and N steps more give the bits of 2N
+    steps. With several workers each computes its parts of the batch and gradients are averaged; for the same number of parts over all
+    workers the result is the same up to rounding, for another one other numbers are drawn.
 
     Args:
         folder: where the checkpoint lives; an existing one is resumed.
@@ -113,6 +124,7 @@ class Trainer:
             PipelineError: when several steps in a row are not finite, naming the step and the terms.
         """
         self.on_step(self.progress.step)
+        self._note_division()
         for batch in self._batches():
             metrics = self._step(batch)
             self.progress.step += 1
@@ -133,6 +145,12 @@ class Trainer:
         if name in self.best:
             module.load_state_dict(self.best[name])
         return module.eval()
+
+    def _note_division(self) -> None:
+        division = [self.num_workers, self.optimization.accumulate_batches]
+        noted = self.progress.divisions
+        if self.progress.step < self.num_steps and (not noted or noted[-1][1:] != division):
+            noted.append([self.progress.step, *division])
 
     def _step(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         step = self.progress.step
@@ -159,7 +177,8 @@ class Trainer:
         num_parts = self.optimization.accumulate_batches
         totals: dict[str, Tensor] = {}
         for part in range(num_parts):
-            torch.manual_seed(derive_seed(self.seed, "step", step, self.rank, part))
+            # The 0 says nothing, but every figure that was published was drawn with it.
+            torch.manual_seed(derive_seed(self.seed, "step", step, self.rank * num_parts + part, 0))
             piece = {name: tensor.chunk(num_parts)[part].to(self.device, non_blocking=True) for name, tensor in batch.items()}
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.optimization.precision == "bf16"):
                 loss, metrics = self.objective.loss(piece, step)

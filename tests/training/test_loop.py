@@ -126,6 +126,20 @@ def test_accumulated_parts_give_the_gradient_of_the_whole_batch(tmp_path):
         assert torch.allclose(results[0][name], results[1][name], atol=1e-6)
 
 
+def test_a_run_goes_on_with_another_division_of_its_batches_and_says_so(tmp_path):
+    whole = trainer(tmp_path / "whole", objective=Regression(dropout=0.0))
+    whole.run()
+    with pytest.raises(Killed):
+        trainer(tmp_path / "killed", objective=Regression(dropout=0.0), on_step=die_at(7)).run()
+    resumed = trainer(tmp_path / "killed", objective=Regression(dropout=0.0), accumulate_batches=4)
+    resumed.run()
+    for name, tensor in whole.exported("network").state_dict().items():
+        assert torch.allclose(tensor, resumed.exported("network").state_dict()[name], atol=1e-6)
+    assert whole.progress.batch_division == "1 worker, 1 part"
+    assert resumed.progress.batch_division == "1 worker, 1 part; from step 6: 1 worker, 4 parts"
+    assert trainer(tmp_path / "killed", accumulate_batches=2).run().divisions == resumed.progress.divisions
+
+
 def test_a_module_with_a_smaller_rate_moves_less(tmp_path):
     moved = {}
     for factor in (1.0, 0.1):

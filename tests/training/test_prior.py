@@ -60,14 +60,16 @@ def test_training_beats_the_uniform_guess(tmp_path, inputs):
 
 
 def test_two_ray_workers_learn_what_one_process_learns(tmp_path, inputs):
-    """Averaged gradients of two halves are the gradient of the whole batch, up to rounding."""
+    """In as many parts, up to rounding: gradients are averaged, and each part draws its own random numbers, wherever it is computed."""
     results = {}
-    for num_workers in (0, 2):
-        params = settings(prior__training__num_workers=num_workers)
+    for num_workers, num_parts in ((0, 2), (2, 1)):
+        division = {"prior__training__num_workers": num_workers, "prior__training__accumulate_batches": num_parts}
+        params = settings(prior__dropout=0.3, **division)
         results[num_workers] = train(PriorObjective, params, inputs, params.prior.training, 10, tmp_path / str(num_workers), "test")
     alone, shared = (results[n].exported("prior").state_dict() for n in (0, 2))
     assert all(torch.allclose(alone[name], shared[name], atol=2e-4) for name in alone)
     assert results[0].progress.best_value == pytest.approx(results[2].progress.best_value, rel=1e-3)
+    assert [results[n].progress.batch_division for n in (0, 2)] == ["1 worker, 2 parts", "2 workers, 1 part each"]
 
 
 class GivesUp(PriorObjective):
