@@ -6,8 +6,6 @@ A folder is there whole or not at all: it is renamed before it is deleted, so th
 from __future__ import annotations
 
 import fcntl
-import hashlib
-import json
 import os
 import shutil
 import time
@@ -67,16 +65,15 @@ class Scratch:
 
 
 @contextmanager
-def open_scratch(root: Path, stage: str, run_name: str, content: dict) -> Iterator[Scratch]:
-    """Lock the scratch folder of one stage and run with this content; it stays unless it is discarded.
+def open_scratch(root: Path, stage: str, run_name: str, key: str) -> Iterator[Scratch]:
+    """Lock the scratch folder of one stage, run and key; it stays unless it is discarded.
 
     Args:
-        content: everything that the stage's result depends on, as JSON.
+        key: stands for everything that the stage's result depends on.
 
     Raises:
         PipelineError: another process has it.
     """
-    key = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
     base = scratch_root(root) / stage / run_name
     try:
         base.mkdir(parents=True, exist_ok=True)

@@ -6,7 +6,7 @@ Sections that come in several kinds (bottleneck, prior, sample) are unions told 
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -114,6 +114,9 @@ class ReconstructionLoss(Section):
 
 class Optimization(Section):
     """How one network is trained; the loop in training/loop.py reads nothing else."""
+
+    # Unfinished training goes on when these change: it is validated at other steps, or its batches are divided otherwise, as metrics say.
+    CHANGING_NO_RESULT: ClassVar[frozenset[str]] = frozenset({"validate_every_steps", "num_workers", "accumulate_batches"})
 
     batch_size: PositiveInt
     learning_rate: PositiveFloat

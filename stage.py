@@ -8,7 +8,6 @@ half-written output, and one that is killed is finished by the next run.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import platform
 import resource
@@ -23,11 +22,14 @@ from types import SimpleNamespace
 from errors import PipelineError, explain_os_error, explain_out_of_memory, is_out_of_memory
 from params import Params, load_params, select_sections
 from publishing import publish, settle
+from resume_key import resume_key
 from scratch import Scratch, open_scratch
-from storage.files import fingerprint, sha256_file, write_json
+from storage.files import write_json
+from storage.seals import check_seals, write_seal
 from temporary import private_temporary_folder
 
 PROJECT = Path(__file__).parent
+SEALED = ("metrics", "curves")  # beside the artifact's own files; durations vary
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,10 @@ class Stage:
         if self.has_curves:
             outputs["curves"] = f"curves/{self.name}{suffix}.csv"
         return outputs
+
+    def output_paths(self, run_name: str) -> dict[str, str]:
+        """Kind of output -> path in the project, of one run."""
+        return {kind: template.format(run=run_name) for kind, template in self.output_templates().items()}
 
     def main(self) -> None:
         """Run from the command line: exit 0 on success, 1 with one line on stderr for what a user can mend."""
@@ -111,9 +117,11 @@ def execute(stage: Stage, params: Params, arm: str | None, seed: int, root: Path
         if not path.exists():
             hint = "check dataset.source in params.yaml" if name == "source" else "run the stages that make it: dvc repro"
             raise PipelineError(f"{path}: input {name!r} does not exist; {hint}")
+    runs = [run_name] if stage.per_arm else [f"{arm}-{seed}" for arm in params.experiment.arms for seed in params.experiment.seeds]
+    check_seals(root, [path for name, path in inputs.items() if name != "source"], runs)
 
-    targets = {kind: root / template.format(run=run_name) for kind, template in stage.output_templates().items()}
-    with open_scratch(root, stage.name, run_name, _content(stage, view, inputs)) as scratch:
+    targets = {kind: root / path for kind, path in stage.output_paths(run_name).items()}
+    with open_scratch(root, stage.name, run_name, resume_key(view, inputs, stage.files)) as scratch:
         staged = {kind: scratch.staging / (kind + target.suffix) for kind, target in targets.items()}
         metrics = scratch.finished_metrics()
         if metrics is None:
@@ -136,34 +144,14 @@ def _run(stage: Stage, view: SimpleNamespace, inputs: dict[str, Path], staged: d
         if stage.has_records:
             write_json(staged["metrics"], metrics)
             write_json(staged["durations"], _durations(started, resumed, staged["artifact"], root))
+            paths = stage.output_paths(view.run_name)
+            write_seal(staged["artifact"], stage.name, view.run_name, {paths[kind]: staged[kind] for kind in SEALED if kind in staged})
         scratch.finish(metrics)
     except OSError as error:
         if error.filename is None:  # a write that fails says not where, and until here all of them are to the scratch folder
             error.filename = str(scratch.folder)
         raise
     return metrics
-
-
-def _content(stage: Stage, view: SimpleNamespace, inputs: dict[str, Path]) -> dict:
-    """Everything that the result depends on: state of other parameters, inputs or code is never used."""
-    parameters = {name: getattr(view, name) for name in vars(view) if name not in ("runtime", "arm")}
-    parameters["arm"] = vars(view.arm)
-    return {
-        "parameters": json.dumps(parameters, sort_keys=True, default=_plain),
-        "inputs": {name: fingerprint(path) for name, path in inputs.items()},
-        "code": _loaded_code() | {name: sha256_file(PROJECT / name) for name in stage.files},
-    }
-
-
-def _plain(section) -> dict:
-    return vars(section) if isinstance(section, SimpleNamespace) else section.model_dump()
-
-
-def _loaded_code() -> dict[str, str]:
-    """The project's own modules this process has imported, by content: resumed state of other code is never used."""
-    files = {Path(module.__file__) for module in list(sys.modules.values()) if getattr(module, "__file__", None)}
-    ours = sorted(file for file in files if file.is_relative_to(PROJECT) and ".venv" not in file.parts and file.suffix == ".py")
-    return {str(file.relative_to(PROJECT)): sha256_file(file) for file in ours}
 
 
 def _durations(started: float, resumed: bool, artifact: Path, root: Path) -> dict:

@@ -12,7 +12,7 @@ from errors import PipelineError
 from evaluation.extractors import Extractor
 from evaluation.fidelity import Reference, build_protocol
 from sections import Evaluation
-from storage.files import MANIFEST, fingerprint, read_json, sha256_file, write_json
+from storage.files import MANIFEST, read_json, sha256_file, write_json
 from storage.shards import ShardDataset, read_manifest
 from storage.weights import load_weights, save_weights
 
@@ -55,7 +55,7 @@ def save_reference(folder: Path, shards: Path, features: torch.Tensor, extractor
     """Write features (N, D) and manifest.json, and return the protocol, which carries the hash of the features' file."""
     save_weights(folder / FEATURES, {"features": features})
     protocol = build_protocol(extractor, settings, read_manifest(shards), sha256_file(folder / FEATURES))
-    write_json(folder / MANIFEST, {"format": FORMAT, "protocol": protocol, "shards_sha256": fingerprint(shards)})
+    write_json(folder / MANIFEST, {"format": FORMAT, "protocol": protocol, "shards_sha256": sha256_file(shards / MANIFEST)})
     return protocol
 
 
@@ -72,7 +72,7 @@ def load_reference(folder: Path, shards: Path, extractor: Extractor, settings: E
     if "features" not in weights:
         raise PipelineError(f"{folder / FEATURES}: holds no features; delete the folder and run dvc repro reference")
     features = weights["features"]
-    shards_sha256, features_sha256 = fingerprint(shards), sha256_file(folder / FEATURES)
+    shards_sha256, features_sha256 = sha256_file(shards / MANIFEST), sha256_file(folder / FEATURES)
     if manifest["shards_sha256"] != shards_sha256:
         raise PipelineError(
             f"{folder}: computed on shards {manifest['shards_sha256'][:16]}, but {shards} is {shards_sha256[:16]}; run dvc repro reference"

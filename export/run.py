@@ -13,6 +13,7 @@ from storage.decoders import load_decoder
 from storage.files import MANIFEST, read_json, require_keys
 from storage.frozen import Frozen, OfEncoder, load_frozen
 from storage.priors import load_prior
+from storage.seals import check_seals
 from storage.shards import read_manifest
 
 STAGES_WITH_ARTIFACTS = ("stage1", "freeze", "stage2", "prior", "sample")
@@ -131,6 +132,8 @@ def read_run(root: Path, arm: str, seed: int) -> Run:
         if not path.exists():
             raise PipelineError(f"{path} does not exist; run the stages that make it: dvc repro evaluate@{name}")
 
+    evaluated = [root / "artifacts/reference", root / "artifacts/evaluate" / name]
+    check_seals(root, [shards, stage1, freeze, stage2, prior, sample, *evaluated, *records.values(), reference], [name])
     frozen = load_frozen(freeze)
     decoder = load_decoder(stage2, frozen.sha256)
     network, label_counts = load_prior(prior, frozen.sha256)

@@ -70,18 +70,3 @@ def sha256_file(path: Path) -> str:
 def is_complete(path: Path, record: Path) -> bool:
     """Whether a killed run had finished this file: its record, written after it, holds its sha256."""
     return record.exists() and path.exists() and read_json(record)["sha256"] == sha256_file(path)
-
-
-def fingerprint(path: Path) -> str:
-    """Identify the content of a stage's input without reading what its manifest already vouches for.
-
-    A folder with a manifest.json is identified by it (our manifests hold the sha256 of every other file);
-    a file by its bytes; any other folder by names, sizes and modification times.
-    """
-    if path.is_file():
-        return sha256_file(path)
-    if (path / MANIFEST).is_file():
-        return sha256_file(path / MANIFEST)
-    files = sorted(file for file in path.rglob("*") if file.is_file())
-    listing = [(str(f.relative_to(path)), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
-    return sha256_bytes(json.dumps(listing).encode())

@@ -68,9 +68,9 @@ def run(params, inputs, outputs) -> dict:
 def _open_matching(inputs, frozen: Frozen) -> tuple[ShardDataset, LatentDataset, ShardDataset, dict]:
     """Validation images, their latents, samples and the prior's metrics, after checking that all belong to this frozen encoder."""
     validation, samples = ShardDataset(inputs.shards, "validation"), ShardDataset(inputs.sample, "samples")
-    latents, prior = LatentDataset(inputs.encode, "validation", frozen.sha256), read_json(inputs.prior, OfEncoder)
+    latents, prior = LatentDataset(inputs.encode, "validation", frozen.sha256), read_json(inputs.prior_metrics, OfEncoder)
     require_keys(inputs.sample / MANIFEST, samples.manifest, OfEncoder)
-    frozen.require(prior["frozen_sha256"], str(inputs.prior))
+    frozen.require(prior["frozen_sha256"], str(inputs.prior_metrics))
     frozen.require(samples.manifest["frozen_sha256"], str(inputs.sample))
     if latents.keys != validation.keys:
         raise PipelineError(f"{inputs.encode}: its validation images are not those of {inputs.shards}; run dvc repro encode to remake it")
@@ -188,7 +188,8 @@ STAGE = Stage(
         "stage1": "artifacts/stage1/{run}",
         "stage2": "artifacts/stage2/{run}",
         "sample": "artifacts/sample/{run}",
-        "prior": "metrics/prior/{run}.json",
+        "prior": "artifacts/prior/{run}",
+        "prior_metrics": "metrics/prior/{run}.json",
     },
 )
 

@@ -37,6 +37,11 @@ STAGE = Stage(
         "curves": "curves",
         "evaluate": "artifacts/evaluate",
         "shards": "artifacts/shards",
+        # for the seals on metrics and curves
+        "reference": "artifacts/reference",
+        "stage1": "artifacts/stage1",
+        "stage2": "artifacts/stage2",
+        "prior": "artifacts/prior",
     },
     per_arm=False,
     has_records=False,

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-import stage as stage_module
+import resume_key
 from errors import PipelineError
 from params import load_params
 from scratch import SCRATCH_VARIABLE
@@ -108,7 +108,7 @@ def test_run_replaces_previous_outputs_altogether(root):
     execute(toy(write("old")), PARAMS, None, 0, root)
     (root / "artifacts/toy/stale.txt").write_text("of another version")
     execute(toy(write("new")), PARAMS, None, 0, root)
-    assert sorted(path.name for path in (root / "artifacts/toy").rglob("*")) == ["file.txt", "part"]
+    assert sorted(path.name for path in (root / "artifacts/toy").rglob("*")) == ["file.txt", "part", "seal.json"]
 
 
 def test_old_scratch_goes_unless_its_run_is_still_at_it(root):
@@ -166,7 +166,7 @@ def test_scratch_outlives_a_failure_and_is_used_once(root):
 
 @pytest.mark.parametrize("changed", ["parameter", "input", "input folder", "seed", "sections", "file", "code"])
 def test_scratch_is_not_used_for_anything_else(root, monkeypatch, changed):
-    monkeypatch.setattr(stage_module, "PROJECT", root / "project")
+    monkeypatch.setattr(resume_key, "PROJECT", root / "project")
     (root / "project").mkdir()
     (root / "project/page.html").write_text("one")
     load_module(root / "project/model.py", "x = 1", monkeypatch)
@@ -212,9 +212,54 @@ def test_scratch_is_used_when_only_runtime_or_undeclared_sections_change(root):
     assert seen == ["", "x"]
 
 
-def test_input_with_a_manifest_is_known_by_it(root):
-    """A folder that DVC has restored has other modification times and the same manifest: state made from it still counts."""
-    (root / "data/manifest.json").write_text("{}")
+@pytest.mark.parametrize("name", ["validate_every_steps", "num_workers", "accumulate_batches"])
+def test_scratch_outlives_what_changes_no_result(root, name):
+    """Also where the training settings are part of a section, as the prior's are."""
+    seen: list[str] = []
+    sections = ("stage1", "prior")
+    with pytest.raises(Interrupted):
+        execute(toy(count(seen, fail=True), sections=sections), PARAMS, None, 0, root)
+    stage1, training = (section.model_copy(update={name: 4}) for section in (PARAMS.stage1, PARAMS.prior.training))
+    changed = PARAMS.model_copy(update={"stage1": stage1, "prior": PARAMS.prior.model_copy(update={"training": training})})
+    execute(toy(count(seen), sections=sections), changed, None, 0, root)
+    assert seen == ["", "x"]
+
+
+MODULE = """
+def double(x):
+    if x < 0:
+        raise ValueError(f"negative: {x}")
+    print("doubling", x)
+    return 2 * x
+"""
+REWORDED = '''
+# A comment.
+def double(x):
+    """Twice a number that is not negative."""
+    if x < 0:
+        raise ValueError(
+            f"{x} is less than 0; give another"
+        )
+    print("twice", x)
+    return 2 * x
+'''
+
+
+@pytest.mark.parametrize(("text", "is_resumed"), [(REWORDED, True), (MODULE.replace("x < 0", "x <= 0"), False)])
+def test_scratch_outlives_other_words_but_no_other_code(root, monkeypatch, text, is_resumed):
+    monkeypatch.setattr(resume_key, "PROJECT", root / "project")
+    (root / "project").mkdir()
+    seen: list[str] = []
+    load_module(root / "project/model.py", MODULE, monkeypatch)
+    with pytest.raises(Interrupted):
+        execute(toy(count(seen, fail=True)), PARAMS, None, 0, root)
+    load_module(root / "project/model.py", text, monkeypatch)
+    execute(toy(count(seen)), PARAMS, None, 0, root)
+    assert seen == ["", "x" if is_resumed else ""]
+
+
+def test_an_input_is_known_by_its_content(root):
+    """What DVC has restored has other modification times: state made from it still counts."""
     seen: list[str] = []
     with pytest.raises(Interrupted):
         execute(toy(count(seen, fail=True)), PARAMS, None, 0, root)

@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from tests.sealing import seal
+
 PROTOCOL = {
     "extractor": "efficientnet-lite0",
     "extractor_weights_sha256": "3f" * 32,
@@ -58,9 +60,13 @@ def write_experiment(root: Path, distances=AS_IN_THE_PAPER, seeds=(0,), seed_ste
             _write_durations(root, f"{arm}-{seed}")
             _write_curves(root, arm, seed)
             _write_grids(root / "artifacts/evaluate" / f"{arm}-{seed}")
+            for stage in ("stage1", "stage2", "prior"):
+                (root / "artifacts" / stage / f"{arm}-{seed}").mkdir(parents=True, exist_ok=True)
     for stage in ("shards", "reference"):
         write_json(root / "durations" / f"{stage}.json", duration(12.0))
     write_manifest(root / "artifacts/shards", skipped=[{"name": "faces/broken.png", "reason": "truncated file"}])
+    (root / "artifacts/reference").mkdir(exist_ok=True)
+    seal(root)
 
 
 def write_manifest(folder: Path, skipped: list[dict], path: str = "photos/faces") -> None:

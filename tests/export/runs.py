@@ -15,6 +15,7 @@ from storage.frozen import encoder_config, load_encoder, save_encoder, save_prob
 from storage.priors import save_prior
 from storage.shards import write_manifest, write_shard
 from tasks.sample import STAGE as SAMPLE
+from tests.sealing import seal
 
 RUN, SEED, SIZE = "dae-3", 3, 16
 CLASSES = ["round", "square"]
@@ -61,9 +62,11 @@ def write_run(root: Path, family: str, classes: bool = False, patch_size: int = 
         parameter.data += 0.1 * torch.randn_like(parameter)
     save_prior(root / f"artifacts/prior/{RUN}", network, sha256, LABEL_COUNTS if classes else [])
     sample = {"num_images": NUM_IMAGES, "batch_size": 4, "images_per_shard": 5, "guidance_scale": 2.0 if classes else 1.0, **sampler}
-    execute(SAMPLE, _params(family, classes, sample), "dae", SEED, root)
+    execute(SAMPLE, _params(family, classes, sample), "dae", SEED, seal(root))
     _write_metrics(root / "metrics", sha256)
-    return root
+    for folder in ("reference", f"evaluate/{RUN}"):
+        (root / "artifacts" / folder).mkdir(parents=True)
+    return seal(root)
 
 
 def _write_shards(folder: Path, pixels, classes: bool) -> None:

@@ -24,6 +24,7 @@ from storage.frozen import load_frozen
 from storage.shards import ShardDataset
 from tests.export.runs import CLASSES, NUM_IMAGES, RUN, SEED, SIZE, write_run
 from tests.export.test_diffusers_layout import ROUNDING
+from tests.sealing import seal
 
 ISOLATED = """
 import sys
@@ -162,6 +163,7 @@ def test_the_exported_folder_names_no_place_of_this_machine(tmp_path):
     tree = read_json(manifest)
     tree["source"]["path"] = str(spoiled / "secret/photos")
     write_json(manifest, tree)
+    seal(spoiled)
     for layout in ("generator", "diffusers"):
         export_run(spoiled, "dae", SEED, spoiled / f"exported/{layout}", layout)
     files = [path for path in (spoiled / "exported").rglob("*") if path.is_file()]
@@ -279,13 +281,13 @@ def test_what_does_not_belong_together_is_refused(spoiled):
     evaluated = spoiled / f"metrics/evaluate/{RUN}.json"
     tree = read_json(evaluated)
     write_json(evaluated, {**tree, "frozen_sha256": "0" * 64})
-    assert f"{evaluated} was made with frozen encoder 0000000000000000" in refused(spoiled)
+    assert f"{evaluated} was made with frozen encoder 0000000000000000" in refused(seal(spoiled))
     write_json(evaluated, {**tree, "protocol": {**tree["protocol"], "num_images": 25}})
-    assert "has another protocol than" in refused(spoiled)
+    assert "has another protocol than" in refused(seal(spoiled))
     write_json(evaluated, tree)
     stage2 = spoiled / f"artifacts/stage2/{RUN}"
     write_json(stage2 / "decoder.json", {**read_json(stage2 / "decoder.json"), "frozen_sha256": "1" * 64})
-    assert "this decoder was trained on frozen encoder 1111111111111111" in refused(spoiled)
+    assert "this decoder was trained on frozen encoder 1111111111111111" in refused(seal(spoiled))
 
 
 def test_a_failing_export_leaves_nothing(spoiled, monkeypatch):

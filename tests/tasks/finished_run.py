@@ -14,6 +14,7 @@ from storage.frozen import Frozen, encoder_config, load_encoder, save_encoder, s
 from storage.latents import LatentSpec, write_latents, write_latents_manifest
 from storage.shards import ShardDataset, write_manifest, write_shard
 from tests.evaluation.faces import SIZE, faces
+from tests.sealing import seal
 
 RUN = "dae-0"
 NUM_CODES = 16
@@ -48,7 +49,9 @@ def write_images(folder: Path, splits: dict[str, list[torch.Tensor]], **extra) -
 def write_shards(root: Path, train: torch.Tensor | None = None) -> Path:
     """Validation images in two shards, and training images."""
     train = faces(40, 64) if train is None else train
-    return write_images(root / "artifacts/shards", {"validation": [faces(0, 12), faces(12, 24)], "train": [train]})
+    folder = write_images(root / "artifacts/shards", {"validation": [faces(0, 12), faces(12, 24)], "train": [train]})
+    seal(root)
+    return folder
 
 
 def write_run(root: Path, second_decoder_seed: int = 2) -> str:
@@ -62,7 +65,9 @@ def write_run(root: Path, second_decoder_seed: int = 2) -> str:
         folder.mkdir(parents=True)
         save_decoder(folder, CONFIG, Decoder(CONFIG), frozen.sha256)
     write_images(artifacts / "sample" / RUN, {"samples": [faces(70, 95)]}, frozen_sha256=frozen.sha256)
+    (artifacts / "prior" / RUN).mkdir(parents=True)  # sampled from already; what is read is its seal
     write_json(root / "metrics/prior" / f"{RUN}.json", {"validation_nll_nats_per_token": 2.5, "frozen_sha256": frozen.sha256})
+    seal(root)
     return frozen.sha256
 
 

@@ -18,6 +18,7 @@ from storage.latents import LatentDataset
 from tasks.evaluate import STAGE, Comparison, latent_use
 from tasks.reference import STAGE as REFERENCE
 from tests.evaluation.faces import SIZE, faces
+from tests.sealing import seal
 from tests.storage.test_gaussian_latents import gaussians
 from tests.storage.test_gaussian_latents import write as write_gaussian_latents
 from tests.tasks.finished_run import NUM_CODES, RUN, small_params, write_images, write_run, write_shards
@@ -113,7 +114,7 @@ def test_codebook_use_counts_the_validation_tokens(metrics, shared):
 def test_the_grids_show_the_same_images_pixel_for_pixel(metrics, shared):
     folder, shown = shared / f"artifacts/evaluate/{RUN}", list(range(0, 24, 4))
     assert sorted(path.name for path in folder.iterdir()) == [
-        "real.png", "reconstruction_stage1.png", "reconstruction_stage2.png", "samples.png",
+        "real.png", "reconstruction_stage1.png", "reconstruction_stage2.png", "samples.png", "seal.json",
     ]  # fmt: skip
     expected = {"real": faces(0, 24), "reconstruction_stage1": decoded(shared, "stage1")[0]}
     for name, images in expected.items():
@@ -162,7 +163,7 @@ def change(path, key, value):
 def test_what_belongs_to_another_frozen_encoder_is_refused_by_both_hashes(path, named, root):
     ours = read_json(root / path)["frozen_sha256"]
     change(root / path, "frozen_sha256", OTHER)
-    message = refused(root)
+    message = refused(seal(root))
     for part in (named, OTHER[:16], ours[:16]):
         assert part in message
 
@@ -170,7 +171,7 @@ def test_what_belongs_to_another_frozen_encoder_is_refused_by_both_hashes(path, 
 def test_a_reference_of_other_shards_is_refused_by_both_hashes(root):
     manifest = read_json(root / "artifacts/reference/manifest.json")
     change(root / "artifacts/reference/manifest.json", "shards_sha256", OTHER)
-    message = refused(root)
+    message = refused(seal(root))
     for part in (OTHER[:16], manifest["shards_sha256"][:16], "dvc repro reference"):
         assert part in message
 
@@ -179,13 +180,13 @@ def test_latents_of_other_images_are_refused(root):
     other = {"validation": [faces(0, 23)], "train": [faces(40, 64)]}
     shutil.rmtree(root / "artifacts/shards")
     write_images(root / "artifacts/shards", other)
-    assert "its validation images are not those of" in refused(root)
+    assert "its validation images are not those of" in refused(seal(root))
 
 
 def test_too_few_samples_is_one_line(root):
     manifest = read_json(root / f"artifacts/sample/{RUN}/manifest.json")
     write_images(root / f"artifacts/sample/{RUN}", {"samples": [faces(70, 80)]}, frozen_sha256=manifest["frozen_sha256"])
-    message = refused(root)
+    message = refused(seal(root))
     for part in ("evaluation.num_images is 24", "10 sampled", "sample.num_images"):
         assert part in message
 
