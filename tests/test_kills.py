@@ -9,10 +9,11 @@ import pytest
 
 from tests.clone import PROJECT
 
-CASES = {"toy": 30, "shards": 50, "encode": 40, "sample": 40}  # and how many operations there are at least
+CASES = {"toy": 30, "shards": 50, "encode": 40, "encode_continuous": 40, "prior": 60, "sample": 40}  # operations at the least
+FAST = ("toy", "shards")
 
 
-@pytest.mark.parametrize("case", ["toy", "shards", *(pytest.param(case, marks=pytest.mark.slow) for case in ("encode", "sample"))])
+@pytest.mark.parametrize("case", [case if case in FAST else pytest.param(case, marks=pytest.mark.slow) for case in CASES])
 def test_stage_killed_at_every_file_operation_ends_with_the_same_bytes(tmp_path, case):
     command = [sys.executable, "-m", "tests.killing.every_operation", case, str(tmp_path)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}

@@ -142,12 +142,12 @@ class Stage1Objective:
             return nn.ModuleDict({"encoder": Encoder(config), "bottleneck": bottleneck, "decoder": Decoder(config)})
 
         def run(parts: nn.Module) -> Tensor:
-            z = parts["encoder"](torch.empty(num_images, 3, image_size, image_size))
+            z = parts["encoder"](_empty(num_images, 3, image_size, image_size))
             return parts["decoder"](z[:, : parts["bottleneck"].latent_channels])
 
         num_activations = num_images * params.autoencoder.channels * (image_size // params.autoencoder.patch_size) ** 2
         advice = "stage1.batch_size, dataset.image_size, autoencoder.channels or the bottleneck's size, or raise stage1.accumulate_batches"
-        require_memory("the autoencoder", build, run, num_activations, self.device, advice)
+        require_memory("the autoencoder", build, run, num_activations, params.stage1, self.device, advice)
 
     def loss(self, batch: dict[str, Tensor], step: int) -> tuple[Tensor, dict[str, Tensor]]:
         images = _to_images(batch["images"], self.device)
@@ -206,8 +206,8 @@ class Stage2Objective:
         shape = examples_at_once(optimization), self.config.latent_channels, side, side
         num_activations = shape[0] * self.config.channels * (self.config.image_size // self.config.patch_size) ** 2
         advice = "stage2.batch_size or autoencoder.channels, or raise stage2.accumulate_batches"
-        build, run = lambda: Decoder(self.config), lambda decoder: decoder(torch.empty(shape))
-        require_memory("the decoder", build, run, num_activations, self.device, advice)
+        build, run = lambda: Decoder(self.config), lambda decoder: decoder(_empty(*shape))
+        require_memory("the decoder", build, run, num_activations, optimization, self.device, advice)
 
     @staticmethod
     def _open_split(inputs: SimpleNamespace, split: str, frozen_sha256: str) -> LatentExamples:
@@ -294,6 +294,11 @@ def _seeded(seed: int, name: str, build) -> nn.Module:
 
 def _place(module: nn.Module, device: torch.device) -> nn.Module:
     return module.to(device, memory_format=torch.channels_last)
+
+
+def _empty(*shape: int) -> Tensor:
+    """Strides as in training: of others, attention keeps a matrix of all pairs of positions."""
+    return torch.empty(shape, memory_format=torch.channels_last)
 
 
 def _to_images(images: Tensor, device: torch.device) -> Tensor:

@@ -18,10 +18,12 @@ NUM_KEPT = 2
 
 
 def save_checkpoint(folder: Path, step: int, state: dict) -> None:
-    """Add a checkpoint; a kill at any moment leaves the earlier ones or the new one too, whole."""
+    """Add a checkpoint; a kill at any moment leaves a whole one where there was one.
+
+    Kept are it and the one before it. Others go when it is in place and not before, since of those that were there one may be
+    damaged: for that moment the disk holds one more than ``NUM_KEPT``.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    for _, older in _found(folder)[NUM_KEPT - 1 :]:  # before writing: the disk never holds more than NUM_KEPT
-        older.unlink()
     temporary = folder / "checkpoint.tmp"
     with temporary.open("wb") as file:
         try:
@@ -32,7 +34,13 @@ def save_checkpoint(folder: Path, step: int, state: dict) -> None:
             raise
         file.flush()
         os.fsync(file.fileno())
-    os.replace(temporary, folder / f"checkpoint-{step}-{sha256_file(temporary)}.pt")
+    saved = folder / f"checkpoint-{step}-{sha256_file(temporary)}.pt"
+    os.replace(temporary, saved)
+    found = _found(folder)
+    kept = {saved, *[path for number, path in found if number < step][: NUM_KEPT - 1]}
+    for _, path in found:  # one of a later step too: it was damaged, or training would have gone on from it
+        if path not in kept:
+            path.unlink()
 
 
 def load_checkpoint(folder: Path) -> dict | None:

@@ -48,7 +48,7 @@ class PriorObjective:
         self.frozen_sha256 = latents.frozen_sha256
         config = prior_config(params.prior, latents)
         advice = "prior.width or prior.num_layers"
-        require_memory("the prior", lambda: build_prior(config), lambda prior: torch.empty(0), 0, device, advice)
+        require_memory("the prior", lambda: build_prior(config), lambda prior: torch.empty(0), 0, params.prior.training, device, advice)
         torch.manual_seed(derive_seed(params.seed, "init", "prior"))
         prior = build_prior(config)
         if latents.num_channels is not None:

@@ -13,22 +13,26 @@ import signal
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
 
+import resume_key
 import stage
 from params import Params
 from stage import Stage, execute
 from storage.shards import write_manifest, write_shard
 from tasks.encode import STAGE as ENCODE
+from tasks.prior import STAGE as PRIOR
 from tasks.sample import STAGE as SAMPLE
 from tasks.shards import STAGE as SHARDS
 from tests.export import runs
 from tests.families import small_params
 from tests.killing.sitecustomize import die_at
+from tests.sealing import seal
 from tests.tasks import finished_run
 
 MAX_OPERATIONS = 1000
@@ -69,7 +73,7 @@ def _write_images(root: Path) -> None:
         Image.fromarray(np.full((20, 16, 3), 30 * number, np.uint8)).save(root / f"data/{number}.png")
 
 
-def _write_encode_inputs(root: Path) -> None:
+def _write_encode_inputs(root: Path, family: str) -> None:
     pixels = torch.randint(256, (5, runs.SIZE, runs.SIZE, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     parts = {"validation": pixels[:2], "train": pixels[2:]}
     entries = {}
@@ -77,7 +81,13 @@ def _write_encode_inputs(root: Path) -> None:
         samples = ((f"{split}-{number}", image.numpy(), None) for number, image in enumerate(images))
         entries[split] = [write_shard(root / f"artifacts/shards/{split}-000000.tar", samples, "png")]
     write_manifest(root / "artifacts/shards", entries, runs.SIZE, "png", [])
-    runs._write_autoencoder(root / "artifacts", runs.FAMILIES["transformer"][0], pixels.permute(0, 3, 1, 2), 2)
+    runs._write_autoencoder(root / "artifacts", runs.FAMILIES[family][0], pixels.permute(0, 3, 1, 2), 2)
+    seal(root)
+
+
+def _write_prior_inputs(root: Path) -> None:
+    _write_encode_inputs(root, "transformer")
+    execute(ENCODE, PARAMS, "dae", runs.SEED, root)
 
 
 def _write_sample_inputs(root: Path) -> None:
@@ -89,6 +99,12 @@ def _write_sample_inputs(root: Path) -> None:
 def _shards_params() -> Params:
     dataset = {"source": "data", "num_validation_images": 2, "image_size": 16, "images_per_shard": 3}
     changes = {"dataset": dataset, "evaluation": {"num_images": 2, "kid_subset_size": 2, "num_grid_images": 2}}
+    return small_params("vq", "transformer", "autoregressive", changes)
+
+
+def _prior_params() -> Params:
+    training = {"num_steps": 3, "batch_size": 2, "warmup_steps": 1, "validate_every_steps": 2}
+    changes = {"prior": {"training": training}, "runtime": {"checkpoint_every_steps": 1, "log_every_steps": 1}}
     return small_params("vq", "transformer", "autoregressive", changes)
 
 
@@ -104,15 +120,17 @@ CASES = {
         PARAMS, None, 0, _write_images,
     ),
     "shards": Case(SHARDS, _shards_params(), None, 0, _write_images),
-    "encode": Case(ENCODE, PARAMS, "dae", runs.SEED, _write_encode_inputs, from_last_second=True),
+    "encode": Case(ENCODE, PARAMS, "dae", runs.SEED, partial(_write_encode_inputs, family="transformer"), from_last_second=True),
+    "encode_continuous": Case(ENCODE, PARAMS, "dae", runs.SEED, partial(_write_encode_inputs, family="dit"), from_last_second=True),
+    "prior": Case(PRIOR, _prior_params(), "dae", runs.SEED, _write_prior_inputs),
     "sample": Case(SAMPLE, _sample_params(), "dae", runs.SEED, _write_sample_inputs, from_last_second=True),
 }  # fmt: skip
 
 
 def main() -> None:
     case, folder = CASES[sys.argv[1]], Path(sys.argv[2])
-    code = stage._loaded_code()  # asked once: it and git take longer than all the rest
-    stage._loaded_code, stage._code_version = lambda: code, lambda: "unknown"
+    code = resume_key.loaded_code()  # asked once: it and git take longer than all the rest
+    resume_key.loaded_code, stage._code_version = lambda: code, lambda: "unknown"
     inputs = folder / "inputs"
     inputs.mkdir()
     assert _child(lambda: case.write_inputs(inputs)) == 0

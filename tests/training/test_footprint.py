@@ -10,15 +10,22 @@ import pytest
 import torch
 from torch import nn
 
+import training.autoencoder as autoencoder_module
 import training.footprint as footprint_module
 from errors import PipelineError, explain_out_of_memory, is_out_of_memory
+from models.autoencoder import AutoencoderConfig, Decoder
+from models.priors import build_prior
 from params import load_params, select_sections
 from stage import PROJECT, Stage
 from storage.shards import write_manifest, write_shard
-from training.autoencoder import Stage1Objective
-from training.footprint import BYTES_PER_PARAMETER, footprint, require_memory
+from tests.export.runs import FAMILIES
+from tests.training.tiny import tiny_params, write_tiny_latents
+from training.autoencoder import Stage1Objective, Stage2Objective
+from training.footprint import footprint, require_memory
+from training.schedule import MovingAverage, build_optimizer
 
 CPU = torch.device("cpu")
+OPTIMIZATION = load_params(PROJECT / "params.yaml").prior.training
 GIB = 2**30
 
 
@@ -32,36 +39,93 @@ def run(module: nn.Module) -> torch.Tensor:
 
 def test_parameters_and_what_the_backward_pass_keeps_are_counted():
     # kept: the input (8 x 100), the result of ReLU (8 x 50), which the second layer needs too
-    assert footprint(build, run) == (100 * 50 + 50 + 50 * 10 + 10, 4 * (8 * 100 + 8 * 50))
-    assert footprint(build) == (5560, 0)
+    assert footprint(build, CPU, run) == (100 * 50 + 50 + 50 * 10 + 10, 4 * (8 * 100 + 8 * 50))
+    assert footprint(build, CPU) == (5560, 0)
 
 
-def test_it_is_never_more_than_what_training_takes():
-    """Against memory really used: a lower bound refuses nothing that fits."""
-    module = nn.Sequential(*[nn.Conv2d(16, 16, 3, padding=1) for _ in range(4)])
-    images = torch.zeros(4, 16, 32, 32)
-    with torch.profiler.profile(profile_memory=True) as profile:
-        module(images).sum().backward()
-    allocated = sum(event.self_cpu_memory_usage for event in profile.key_averages() if event.self_cpu_memory_usage > 0)
-    meta = footprint(lambda: nn.Sequential(*[nn.Conv2d(16, 16, 3, padding=1) for _ in range(4)]), lambda m: m(torch.empty(4, 16, 32, 32)))
-    assert 0 < meta[1] <= allocated + images.nbytes
+def distinct_bytes(tensors) -> int:
+    return sum({tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}.values())
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("ema_decay", [0.0, 0.9])
+def test_it_is_never_more_than_what_training_takes(monkeypatch, precision, ema_decay):
+    """Against the tensors that there are after a forward pass and after a backward pass: a lower bound refuses nothing that fits."""
+    optimization = OPTIMIZATION.model_copy(update={"precision": precision, "ema_decay": ema_decay})
+    shape = AutoencoderConfig(64, 2, 8, (1, 2), 1, (32,), 4, 4, 8, 0.0, 0.1)  # attention over 32 x 32 positions
+
+    def run(decoder: nn.Module) -> torch.Tensor:
+        return decoder(torch.ones(2, 4, 16, 16).contiguous(memory_format=torch.channels_last)).sum()
+
+    decoder, kept = Decoder(shape).to(memory_format=torch.channels_last), []
+    optimizer, average = build_optimizer({"decoder": decoder}, optimization, {}), MovingAverage(decoder, ema_decay)
+    for _ in range(2):  # only the second finds Adam's moments
+        optimizer.zero_grad(set_to_none=True)
+        kept.clear()
+        keep = torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor)
+        with keep, torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+            loss = run(decoder)
+        moments = [tensor for state in optimizer.state.values() for tensor in state.values()]
+        always = [*decoder.parameters(), *average.module.parameters(), *moments]
+        after_forward = distinct_bytes([*always, *kept])
+        loss.backward()
+        optimizer.step()
+    after_backward = distinct_bytes([*always, *(parameter.grad for parameter in decoder.parameters())])
+    taken = max(after_forward, after_backward)
+    monkeypatch.setattr(footprint_module, "memory_bytes", lambda device: taken)
+    require_memory("it", lambda: Decoder(shape), run, 1, optimization, CPU, "width")
+    monkeypatch.setattr(footprint_module, "memory_bytes", lambda device: taken * 9 // 10)
+    with pytest.raises(PipelineError, match=r"^it: needs"):  # nor is it so low that it says nothing
+        require_memory("it", lambda: Decoder(shape), run, 1, optimization, CPU, "width")
+
+
+@pytest.mark.parametrize("objective", [Stage1Objective, Stage2Objective])
+def test_attention_of_a_stage_is_counted_as_it_is_trained(tmp_path, monkeypatch, objective):
+    """Its kernel, which keeps no matrix of all pairs, is chosen by strides."""
+    whole_batch = {"stage1__num_workers": 0, "stage2__num_workers": 0, "stage1__accumulate_batches": 1, "stage2__accumulate_batches": 1}
+    params = tiny_params(autoencoder__attention_resolutions=[8], reconstruction_loss__adversarial_weight=0.0, **whole_batch)
+    counted, kept = [], []
+    monkeypatch.setattr(autoencoder_module, "require_memory", lambda what, build, run, *rest: counted.append((build, run)))
+    trained = objective(params, write_tiny_latents(tmp_path, params), CPU)
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
+        trained.loss(trained.examples.batch([0, 1, 2, 3]), 0)
+    [(build, run)] = counted
+    assert 0 < footprint(build, CPU, run)[1] <= distinct_bytes(kept)
+
+
+@pytest.mark.parametrize("ema_decay", [0.0, 0.9])
+def test_of_parameters_alone_their_gradient_moments_and_average_are_counted(monkeypatch, ema_decay):
+    optimization = OPTIMIZATION.model_copy(update={"ema_decay": ema_decay})
+    needed = 5560 * 4 * (5 if ema_decay else 4)
+    monkeypatch.setattr(footprint_module, "memory_bytes", lambda device: needed)
+    require_memory("it", build, lambda module: torch.empty(0), 0, optimization, CPU, "width")
+    monkeypatch.setattr(footprint_module, "memory_bytes", lambda device: needed - 1)
+    with pytest.raises(PipelineError, match="5,560 parameters"):
+        require_memory("it", build, lambda module: torch.empty(0), 0, optimization, CPU, "width")
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_every_prior_can_be_counted(kind):
+    config = {**FAMILIES[kind][1], "num_classes": 3}
+    expected = sum(parameter.numel() for parameter in build_prior(config).parameters())
+    assert footprint(lambda: build_prior(config), CPU) == (expected, 0)
 
 
 @pytest.mark.parametrize("is_little", [False, True])
 def test_what_cannot_fit_is_refused_with_both_numbers(monkeypatch, is_little):
-    needed = BYTES_PER_PARAMETER * 5560 + 4 * 1200
+    needed = 16 * 5560 + 4 * 5560  # more than the batch's 4 x 1200, which are gone when all gradients are there
     monkeypatch.setattr(footprint_module, "memory_bytes", lambda device: needed - 1 if is_little else needed)
     if not is_little:
-        return require_memory("it", build, run, 800, CPU, "width")
+        return require_memory("it", build, run, 800, OPTIMIZATION, CPU, "width")
     with pytest.raises(PipelineError, match=r"^it: needs 0.0 GiB at least \(5,560 parameters, .* this machine has 0.0; lower width$"):
-        require_memory("it", build, run, 800, CPU, "width")
+        require_memory("it", build, run, 800, OPTIMIZATION, CPU, "width")
 
 
 @pytest.mark.parametrize("size", [10**6, 10**9, 10**12])
 def test_sizes_beyond_counting_are_refused_at_once(size):
     started = time.monotonic()
     with pytest.raises(PipelineError, match="lower width"):
-        require_memory("it", lambda: nn.Linear(size, size), lambda module: module(torch.empty(8, size)), size, CPU, "width")
+        require_memory("it", lambda: nn.Linear(size, size), lambda module: module(torch.empty(8, size)), size, OPTIMIZATION, CPU, "width")
     assert psutil.Process().memory_info().rss < 8 * GIB and time.monotonic() - started < 60
 
 

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import os
 import pickle
 
 import numpy as np
@@ -79,6 +80,10 @@ def trainer(folder, num_steps=12, objective=None, on_step=lambda step: None, **c
 
 class Killed(Exception):
     pass
+
+
+def die(*args, **options):
+    raise Killed
 
 
 def die_at(step):
@@ -260,6 +265,38 @@ def test_two_checkpoints_are_kept_and_no_other_file(tmp_path):
         save_checkpoint(tmp_path, step, {"step": step})
     assert sorted(path.name.split("-")[1] for path in tmp_path.iterdir()) == ["10", "11"]
     assert load_checkpoint(tmp_path) == {"step": 11}
+
+
+@pytest.mark.parametrize("operation", ["replace", "unlink"])
+@pytest.mark.parametrize("step", [7, 9, 11])
+def test_a_kill_at_any_operation_of_saving_leaves_a_whole_checkpoint(tmp_path, monkeypatch, operation, step):
+    for earlier in (6, 9):
+        save_checkpoint(tmp_path, earlier, {"step": earlier})
+    flip(*tmp_path.glob("checkpoint-9-*"), 100)
+    with monkeypatch.context() as killed, pytest.raises(Killed):
+        killed.setattr(os, operation, die)
+        save_checkpoint(tmp_path, step, {"step": step, "resumed": True})
+    assert load_checkpoint(tmp_path) == ({"step": 6} if operation == "replace" else {"step": step, "resumed": True})
+    save_checkpoint(tmp_path, 12, {"step": 12})
+    save_checkpoint(tmp_path, 15, {"step": 15})
+    assert sorted(path.name.split("-")[1] for path in tmp_path.iterdir()) == ["12", "15"]
+
+
+def test_a_damaged_checkpoint_and_a_kill_before_the_next_is_in_place_give_the_same_bits(tmp_path, monkeypatch):
+    whole = trainer(tmp_path / "whole")
+    whole.run()
+    with pytest.raises(Killed):
+        trainer(tmp_path / "killed", on_step=die_at(10)).run()
+    flip(*(tmp_path / "killed").glob("checkpoint-9-*"), 100)
+    with monkeypatch.context() as killed, pytest.raises(Killed):
+        killed.setattr(os, "replace", die)
+        trainer(tmp_path / "killed").run()
+    resumed = trainer(tmp_path / "killed")
+    assert resumed.progress.step == 6
+    resumed.run()
+    assert whole.progress == resumed.progress
+    for name, tensor in whole.exported("network").state_dict().items():
+        assert torch.equal(tensor, resumed.exported("network").state_dict()[name])
 
 
 def test_a_checkpoint_never_runs_code(tmp_path):
