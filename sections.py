@@ -257,6 +257,18 @@ class SampleSection(Section):
     images_per_shard: PositiveInt
     guidance_scale: Weight
 
+    @model_validator(mode="after")
+    def _no_image_is_drawn_for_nothing(self):
+        # Batches are whole, so that an image's bytes depend on its index and the batch's size alone, and a shard is drawn by itself.
+        if self.batch_size > self.num_images:
+            raise ValueError(f"batch_size {self.batch_size} is larger than num_images {self.num_images}: lower batch_size")
+        if self.images_per_shard < self.num_images and self.images_per_shard % self.batch_size:
+            raise ValueError(
+                f"images_per_shard {self.images_per_shard} is neither a multiple of batch_size {self.batch_size}, "
+                f"nor {self.num_images} (num_images) or more: change one of them"
+            )
+        return self
+
     def sampler_settings(self) -> dict:
         """The sampler's name and its own settings, without what only divides the work."""
         return self.model_dump(exclude={"num_images", "batch_size", "images_per_shard"})

@@ -11,10 +11,13 @@ from models.autoencoder import AutoencoderConfig, Decoder
 from storage.files import read_json, sha256_file, write_json
 from storage.weights import build_from, load_into, save_weights
 
+FORMAT = "dae-decoder-1"
+
 
 class DecoderRecord(BaseModel):
     """What decoder.json holds."""
 
+    format: str
     autoencoder: dict
     frozen_sha256: str
     weights_sha256: str
@@ -24,16 +27,19 @@ def save_decoder(folder: Path, config: AutoencoderConfig, decoder: nn.Module, fr
     """Write decoder.safetensors and decoder.json."""
     weights_sha256 = save_weights(folder / "decoder.safetensors", decoder.state_dict())
     record = {"autoencoder": asdict(config), "frozen_sha256": frozen_sha256, "weights_sha256": weights_sha256}
-    write_json(folder / "decoder.json", record)
+    write_json(folder / "decoder.json", {"format": FORMAT, **record})
 
 
 def load_decoder(folder: Path, frozen_sha256: str) -> Decoder:
     """Read a decoder for inference.
 
     Raises:
-        PipelineError: when it was trained on the latents of another encoder (the message names both hashes), or is damaged.
+        PipelineError: when it was trained on the latents of another encoder (the message names both hashes), is in another format,
+            or is damaged.
     """
     record = read_json(folder / "decoder.json", DecoderRecord)
+    if record["format"] != FORMAT:
+        raise PipelineError(f"{folder / 'decoder.json'}: not a decoder in format {FORMAT}; run dvc repro to remake it")
     if record["frozen_sha256"] != frozen_sha256:
         raise PipelineError(
             f"{folder}: this decoder was trained on frozen encoder {record['frozen_sha256'][:16]}, but the frozen encoder here is "

@@ -17,6 +17,7 @@ from storage.files import read_json, write_json
 from storage.weights import build_from, content_sha256, load_into, load_weights, save_weights
 
 FORMAT = "dae-frozen-1"
+PROBE_FORMAT = "dae-probe-1"
 # Another machine's arithmetic may move a latent across a boundary between two codes; another encoder moves most of them.
 MIN_PROBE_AGREEMENT = 0.99
 MAX_PROBE_ERROR = 0.01  # of a continuous latent, in standard deviations of the probe's
@@ -40,6 +41,7 @@ class EncoderRecord(BaseModel):
 class ProbeRecord(BaseModel):
     """What probe.json holds."""
 
+    format: str
     weights_sha256: str
 
 
@@ -115,7 +117,7 @@ def save_encoder(folder: Path, config: dict, encoder: nn.Module, bottleneck: nn.
 def save_probe(folder: Path, images: Tensor, latents: dict[str, Tensor]) -> None:
     """Write a few images (bytes) and the latents they must encode to, as probe.safetensors and probe.json."""
     sha256 = save_weights(folder / "probe.safetensors", {"images": images, **latents})
-    write_json(folder / "probe.json", {"weights_sha256": sha256})
+    write_json(folder / "probe.json", {"format": PROBE_FORMAT, "weights_sha256": sha256})
 
 
 def load_encoder(folder: Path) -> Frozen:
@@ -143,10 +145,14 @@ def load_frozen(folder: Path) -> Frozen:
     """Read what the freeze stage wrote and check hash and probe.
 
     Raises:
-        PipelineError: when the weights' hash is not the recorded one, or the probe encodes to other latents.
+        PipelineError: when the weights' hash is not the recorded one, a file is damaged or in another format, or the probe encodes
+            to other latents.
     """
     frozen = load_encoder(folder)
-    probe = load_weights(folder / "probe.safetensors", read_json(folder / "probe.json", ProbeRecord)["weights_sha256"])
+    record = read_json(folder / "probe.json", ProbeRecord)
+    if record["format"] != PROBE_FORMAT:
+        raise PipelineError(f"{folder / 'probe.json'}: not a probe in format {PROBE_FORMAT}; run dvc repro freeze to remake it")
+    probe = load_weights(folder / "probe.safetensors", record["weights_sha256"])
     latents = frozen.encode(probe.pop("images"))
     for name, expected in sorted(probe.items()):
         agreement = _agree(latents[name], expected).double().mean().item()

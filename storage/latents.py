@@ -176,6 +176,7 @@ class LatentsSplit(BaseModel):
 class LatentsRecord(BaseModel):
     """What manifest.json of a folder of latents must hold."""
 
+    format: str
     frozen_sha256: str
     splits: dict[str, LatentsSplit]
 
@@ -192,12 +193,14 @@ class LatentDataset:
         num_views: 2 where mirror images were encoded too, else 1.
 
     Raises:
-        PipelineError: when the latents are missing, damaged, or come from another encoder than ``frozen_sha256``.
+        PipelineError: when the latents are missing, damaged, in another format, or come from another encoder than ``frozen_sha256``.
     """
 
     def __init__(self, folder: Path, split: str, frozen_sha256: str | None = None):
         self.folder, self.split = folder, split
         manifest = read_json(folder / MANIFEST, LatentsRecord)
+        if manifest["format"] != FORMAT:
+            raise PipelineError(f"{folder / MANIFEST}: not latents in format {FORMAT}; run dvc repro encode")
         self.frozen_sha256 = manifest["frozen_sha256"]
         if frozen_sha256 is not None and self.frozen_sha256 != frozen_sha256:
             raise PipelineError(

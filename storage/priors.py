@@ -10,10 +10,13 @@ from models.priors import build_prior, prior_config
 from storage.files import read_json, write_json
 from storage.weights import build_from, load_into, save_weights
 
+FORMAT = "dae-prior-1"
+
 
 class PriorRecord(BaseModel):
     """What prior.json holds."""
 
+    format: str
     prior: dict
     frozen_sha256: str
     label_counts: list[NonNegativeInt]
@@ -28,6 +31,7 @@ def save_prior(folder: Path, prior: nn.Module, frozen_sha256: str, label_counts:
     """
     weights_sha256 = save_weights(folder / "prior.safetensors", prior.state_dict())
     record = {
+        "format": FORMAT,
         "prior": prior_config(prior),
         "frozen_sha256": frozen_sha256,
         "label_counts": label_counts,
@@ -40,9 +44,12 @@ def load_prior(folder: Path, frozen_sha256: str) -> tuple[nn.Module, list[int]]:
     """Read a prior for sampling, and the number of training images per class.
 
     Raises:
-        PipelineError: when it was trained on the latents of another encoder (the message names both hashes), or is damaged.
+        PipelineError: when it was trained on the latents of another encoder (the message names both hashes), is in another format,
+            or is damaged.
     """
     record = read_json(folder / "prior.json", PriorRecord)
+    if record["format"] != FORMAT:
+        raise PipelineError(f"{folder / 'prior.json'}: not a prior in format {FORMAT}; run dvc repro prior to remake it")
     if record["frozen_sha256"] != frozen_sha256:
         raise PipelineError(
             f"{folder}: this prior was trained on frozen encoder {record['frozen_sha256'][:16]}, but the frozen encoder here is "

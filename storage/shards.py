@@ -6,6 +6,7 @@ The same samples make the same bytes: fixed owner, mode, modification time, memb
 
 from __future__ import annotations
 
+import hashlib
 import mmap
 import os
 import re
@@ -119,8 +120,8 @@ def read_manifest(folder: Path) -> dict:
 class ShardDataset(Dataset):
     """Random access to one split of a folder of shards; items are ``(image uint8 (3, H, W), label)``, -1 without label.
 
-    Member positions are read once; images are read and decoded on demand. Holds no open files, so it may be
-    pickled or forked into loader processes.
+    Each shard is hashed and its members' positions are read once, here; images are read and decoded on demand. Holds no open
+    files, so it may be pickled or forked into loader processes, which hash and list nothing again.
 
     Args:
         only: the name of one of the split's shards, to read no other.
@@ -131,7 +132,8 @@ class ShardDataset(Dataset):
         shards: ``(manifest entry, range of its images' indices)`` of every shard.
 
     Raises:
-        PipelineError: naming the shard, when it is missing or not what the manifest says, here or on reading.
+        PipelineError: naming the shard, when it is missing or not what the manifest says, to the bit; and an image that cannot be
+            read later on.
     """
 
     def __init__(self, folder: Path, split: str, only: str | None = None):
@@ -200,13 +202,17 @@ class ShardDataset(Dataset):
             raise self._damaged(path, f"has {path.stat().st_size} bytes, the manifest says {entry['num_bytes']}")
         labels, positions = {}, {}
         try:
-            with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as tar:
-                for name, offset, size in _members(tar):
-                    key, _, extension = name.partition(".")
-                    if extension == "cls":
-                        labels[key] = int(tar[offset : offset + size])
-                    elif extension == self._extension:
-                        positions[key] = (offset, size)
+            with path.open("rb") as file:
+                # Not of the mapping below: there a disk that fails to read ends the process, here it is an OSError.
+                if hashlib.file_digest(file, "sha256").hexdigest() != entry["sha256"]:
+                    raise self._damaged(path, "is damaged (its SHA-256 is not the manifest's)")
+                with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as tar:
+                    for name, offset, size in _members(tar):
+                        key, _, extension = name.partition(".")
+                        if extension == "cls":
+                            labels[key] = int(tar[offset : offset + size])
+                        elif extension == self._extension:
+                            positions[key] = (offset, size)
         except (ValueError, IndexError) as error:
             raise self._damaged(path, f"is not a tar of this project ({error})") from None
         if len(positions) != entry["num_images"]:

@@ -9,13 +9,12 @@ from pathlib import Path
 
 import torch
 
-from errors import PipelineError
 from models.bottleneck import usage_metrics
 from progress import progress_bar
 from publishing import copy_linked
 from sections import Encode, Runtime
 from stage import Stage
-from storage.files import is_complete, read_json, sha256_file, write_json
+from storage.files import is_complete, read_json, write_json
 from storage.frozen import Frozen, load_frozen
 from storage.latents import FLIPPED, LatentDataset, LatentSpec, add_statistics, write_latents, write_latents_manifest
 from storage.moments import combine_moments, statistics_of
@@ -50,8 +49,6 @@ def encode_shard(frozen: Frozen, shards: Path, scratch: Path, split: str, name: 
     [(entry, rows)] = dataset.shards
     target = scratch / _latents_name(name)
     if not is_complete(target, target.with_suffix(".json")):
-        if sha256_file(shards / name) != entry["sha256"]:  # a damaged image is noticed when it is decoded, a damaged label only so
-            raise PipelineError(f"{shards / name}: damaged; restore it with dvc checkout, or delete {shards} and run dvc repro")
         device = prepare_device(runtime, max(1, runtime.num_ray_tasks))
         num_views = 2 if settings.horizontal_flip and split == "train" else 1
         latents = _encode_images(frozen, dataset, settings.batch_size, num_views, device)

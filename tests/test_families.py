@@ -113,7 +113,8 @@ def test_other_samplers_draw_from_the_same_prior(encoded, sampler):
         run_stages(["prior"], small_params("kl", "dit", "heun", KL), root)
     made = []
     for batch_size in (20, 7):
-        run_stages(["sample"], small_params("kl", "dit", sampler, {"sample": {"batch_size": batch_size}}), root)
+        changes = {"sample": {"batch_size": batch_size, "images_per_shard": 2 * batch_size}}
+        run_stages(["sample"], small_params("kl", "dit", sampler, changes), root)
         made.append(ShardDataset(root / f"artifacts/sample/{RUN}", "samples").images(range(60)).int())
     assert (made[0] - made[1]).abs().max() <= 1  # an image depends on its index and not on its batch, up to rounding
 

@@ -61,7 +61,7 @@ def write_run(root: Path, family: str, classes: bool = False, patch_size: int = 
     for parameter in network.parameters():  # a DiT as it is initialised gives zeros
         parameter.data += 0.1 * torch.randn_like(parameter)
     save_prior(root / f"artifacts/prior/{RUN}", network, sha256, LABEL_COUNTS if classes else [])
-    sample = {"num_images": NUM_IMAGES, "batch_size": 4, "images_per_shard": 5, "guidance_scale": 2.0 if classes else 1.0, **sampler}
+    sample = {"num_images": NUM_IMAGES, "batch_size": 4, "images_per_shard": 8, "guidance_scale": 2.0 if classes else 1.0, **sampler}
     execute(SAMPLE, _params(family, classes, sample), "dae", SEED, seal(root))
     _write_metrics(root / "metrics", sha256)
     for folder in ("reference", f"evaluate/{RUN}"):

@@ -109,7 +109,7 @@ def _prior_params() -> Params:
 
 
 def _sample_params() -> Params:
-    sampling = {"num_images": 6, "batch_size": 4, "images_per_shard": 3, "guidance_scale": 1.0, **runs.FAMILIES["transformer"][2]}
+    sampling = {"num_images": 6, "batch_size": 4, "images_per_shard": 4, "guidance_scale": 1.0, **runs.FAMILIES["transformer"][2]}
     return runs._params("transformer", False, sampling)
 
 

@@ -126,6 +126,16 @@ def test_every_missing_key_of_the_record_is_one_line_that_names_it(tmp_path, kin
 
 
 @pytest.mark.parametrize("kind", FILES)
+def test_another_format_is_refused(tmp_path, kind):
+    write(kind, tmp_path)
+    path = tmp_path / f"{kind}.json"
+    record = json.loads(path.read_text())
+    assert record["format"] == f"dae-{kind}-1"
+    path.write_text(json.dumps({**record, "format": f"dae-{kind}-0"}))
+    assert f"{path}: not a {kind} in format dae-{kind}-1; run dvc repro" in refusal(kind, tmp_path)
+
+
+@pytest.mark.parametrize("kind", FILES)
 @pytest.mark.parametrize("tree", [[], None, "text", 7, {}])
 def test_a_record_of_another_shape_is_one_line(tmp_path, kind, tree):
     write(kind, tmp_path)

@@ -108,11 +108,14 @@ def test_damaged_file_is_one_line_that_names_it(tmp_path, file, damage):
     assert str(tmp_path / file) in refusal(tmp_path)
 
 
-def test_another_format_is_refused(tmp_path):
+@pytest.mark.parametrize(("file", "expected"), [("config.json", "dae-frozen-1"), ("probe.json", "dae-probe-1")])
+def test_another_format_is_refused(tmp_path, file, expected):
     write_frozen(tmp_path)
-    config = json.loads((tmp_path / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps({**config, "format": "dae-frozen-0"}))
-    assert "format" in refusal(tmp_path)
+    record = json.loads((tmp_path / file).read_text())
+    assert record["format"] == expected
+    (tmp_path / file).write_text(json.dumps({**record, "format": "dae-other-0"}))
+    message = refusal(tmp_path)
+    assert f"{tmp_path / file}: " in message and f"in format {expected}; run dvc repro" in message
 
 
 def test_probe_that_encodes_to_other_tokens_is_refused(tmp_path):

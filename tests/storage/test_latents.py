@@ -230,6 +230,12 @@ def test_arrow_file_of_another_format_is_refused(folder):
     assert "train-000000.arrow" in refusal(folder)
 
 
+def test_manifest_of_another_format_is_refused(folder):
+    path = folder / "manifest.json"
+    path.write_text(path.read_text().replace("dae-latents-1", "dae-latents-0"))
+    assert f"{path}: not latents in format dae-latents-1; run dvc repro encode" in refusal(folder)
+
+
 def test_unknown_split_and_missing_manifest_are_one_line(folder):
     assert "train, validation" in refusal(folder, "test")
     (folder / "manifest.json").unlink()

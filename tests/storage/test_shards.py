@@ -1,6 +1,7 @@
 """The shard format: bytes that repeat, readable by webdataset itself, every damage named."""
 
 import io
+import pickle
 import tarfile
 
 import numpy as np
@@ -11,6 +12,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from errors import PipelineError
+from storage.files import sha256_bytes
 from storage.shards import ShardDataset, read_manifest, write_manifest, write_shard
 
 CLASSES = ["cat", "dog", "owl"]
@@ -166,39 +168,74 @@ def test_shortened_shard_is_named(tmp_path):
 
 
 @pytest.mark.parametrize("position", [0, 257, 1024 + 130])
-def test_damaged_tar_header_is_named(tmp_path, position):
-    path = write(tmp_path) / "train-000000.tar"
-    data = bytearray(path.read_bytes())
+def test_a_tar_that_is_none_of_ours_is_named_though_its_hash_is_right(tmp_path, position):
+    entry = write_shard(tmp_path / "train-000000.tar", samples(0, 5), "png")
+    data = bytearray((tmp_path / "train-000000.tar").read_bytes())
     data[position : position + 8] = b"\xff" * 8
-    path.write_bytes(data)
-    with pytest.raises(PipelineError, match=r"train-000000\.tar"):
+    (tmp_path / "train-000000.tar").write_bytes(data)
+    write_manifest(tmp_path, {"train": [entry | {"sha256": sha256_bytes(data)}]}, 8, "png", CLASSES)
+    with pytest.raises(PipelineError, match=r"train-000000\.tar: is not a tar of this project") as error:
         ShardDataset(tmp_path, "train")
+    one_line(error)
 
 
 def test_damaged_image_is_named_when_it_is_read(tmp_path):
+    """A file may change after its shard was opened and hashed."""
     path = write(tmp_path) / "train-000000.tar"
+    dataset = ShardDataset(tmp_path, "train")
     data = path.read_bytes()
     start = data.index(b"\x89PNG", data.index(b"image-0002.png"))
     path.write_bytes(data[:start] + bytes(64) + data[start + 64 :])
-    dataset = ShardDataset(tmp_path, "train")
     dataset.images([0, 1, 3])
     with pytest.raises(PipelineError, match=r"train-000000\.tar: image-0002 cannot be read") as error:
         dataset.images(range(5))
     one_line(error)
 
 
-def test_a_flipped_bit_never_gives_other_pixels(tmp_path):
+def flip_bit(path, position: int) -> None:
+    with path.open("r+b") as file:
+        file.seek(position)
+        byte = file.read(1)[0]
+        file.seek(position)
+        file.write(bytes([byte ^ 1 << position % 8]))
+
+
+@pytest.mark.parametrize("image_format", ["png", "webp", "jpeg"])
+def test_a_flipped_bit_anywhere_in_a_shard_is_refused_when_it_is_opened(tmp_path, image_format):
+    """In headers, labels, images and padding."""
+    path = write(tmp_path, image_format) / "train-000000.tar"
+    for position in range(0, path.stat().st_size, 13):  # coprime to 8 and to 512: every bit of a byte, every place in a block
+        flip_bit(path, position)
+        with pytest.raises(PipelineError, match=r"train-000000\.tar: is damaged \(its SHA-256 .* dvc repro") as error:
+            ShardDataset(tmp_path, "train")
+        one_line(error)
+        flip_bit(path, position)
+    assert len(ShardDataset(tmp_path, "train")) == 8
+
+
+def test_a_bit_of_a_png_that_flips_after_opening_never_gives_other_pixels(tmp_path):
     path = write(tmp_path) / "train-000000.tar"
-    data, expected = path.read_bytes(), ShardDataset(tmp_path, "train").images([2])
+    data, dataset = path.read_bytes(), ShardDataset(tmp_path, "train")
+    expected = dataset.images([2])
     start, end = data.index(b"\x89PNG", data.index(b"image-0002.png")), data.index(b"IEND", data.index(b"image-0002.png"))
     refused = 0
     for position in range(start, end):
-        path.write_bytes(data[:position] + bytes([data[position] ^ 1 << position % 8]) + data[position + 1 :])
+        flip_bit(path, position)
         try:
-            assert torch.equal(ShardDataset(tmp_path, "train").images([2]), expected), position
+            assert torch.equal(dataset.images([2]), expected), position
         except PipelineError:
             refused += 1
+        flip_bit(path, position)
     assert refused > 0.9 * (end - start)
+
+
+def test_a_copy_for_another_process_hashes_nothing_again(tmp_path):
+    dataset = ShardDataset(write(tmp_path), "train")
+    expected = dataset.images(range(5, 8))
+    flip_bit(tmp_path / "train-000000.tar", 0)
+    with pytest.raises(PipelineError, match="is damaged"):
+        ShardDataset(tmp_path, "train")
+    assert torch.equal(pickle.loads(pickle.dumps(dataset)).images(range(5, 8)), expected)
 
 
 def test_only_one_shard_is_read_where_one_is_asked_for(tmp_path):
@@ -207,6 +244,9 @@ def test_only_one_shard_is_read_where_one_is_asked_for(tmp_path):
     part = ShardDataset(tmp_path, "train", only="train-000001.tar")
     assert part.keys == whole.keys[5:] and part.shards == [(whole.shards[1][0], range(3))]
     assert torch.equal(part.images(range(3)), whole.images(range(5, 8)))
+    flip_bit(tmp_path / "train-000001.tar", 512)  # in the first label
+    with pytest.raises(PipelineError, match=r"train-000001\.tar: is damaged"):
+        ShardDataset(tmp_path, "train", only="train-000001.tar")
 
 
 def test_image_of_another_size_is_named(tmp_path):
