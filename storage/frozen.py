@@ -143,11 +143,14 @@ def load_frozen(folder: Path) -> Frozen:
     """Read what the freeze stage wrote and check hash and probe.
 
     Raises:
-        PipelineError: when the weights' hash is not the recorded one, or the probe encodes to other latents.
+        PipelineError: when the weights' hash is not the recorded one, or the probe is of another kind or encodes to other latents.
     """
     frozen = load_encoder(folder)
     probe = load_weights(folder / "probe.safetensors", read_json(folder / "probe.json", ProbeRecord)["weights_sha256"])
-    latents = frozen.encode(probe.pop("images"))
+    latents = frozen.encode(probe.pop("images")) if "images" in probe else {}
+    made, held = ({name: tuple(values.shape) for name, values in sorted(tree.items())} for tree in (latents, probe))
+    if not made or made != held:
+        raise PipelineError(f"{folder}: its probe has {held}, this encoder makes {made} of its images; run dvc repro freeze to remake it")
     for name, expected in sorted(probe.items()):
         agreement = _agree(latents[name], expected).double().mean().item()
         if agreement < MIN_PROBE_AGREEMENT:
