@@ -1,11 +1,14 @@
-"""What the system refuses to a flow or to ``make serve`` is one line; no server is started."""
+"""What the system refuses to a flow, to ``make serve`` or to a guard is one line; no server is started."""
 
 import errno
 import logging
+import subprocess
+import sys
 from types import SimpleNamespace
 
 from flows import reproduce as reproduce_module
 from flows import serve
+from tests.clone import PROJECT
 
 REFUSAL = PermissionError(errno.EACCES, "Permission denied", "/project/.scratch/flow.lock")
 LINE = (
@@ -32,3 +35,9 @@ def test_serve(monkeypatch, capsys):
     monkeypatch.setattr(serve, "_start_server", refuse)
     assert serve.main() == 1
     assert capsys.readouterr().err == f"error: serve: {LINE}\n"
+
+
+def test_a_guard():
+    done = subprocess.run([sys.executable, "-m", "flows.guard", "/no/such/command"], cwd=PROJECT, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr == "error: /no/such/command: No such file or directory; restore it, or find out what deletes it, then run it again\n"
