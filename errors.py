@@ -33,11 +33,15 @@ def explain_os_error(error: OSError) -> str:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an allocation failed, on the CPU or on a GPU: torch says it in words, and passes it on from a loader's process as text."""
+    """Whether an allocation failed, on the CPU or on a GPU: torch says it in words, and passes it on from a loader's process as text.
+
+    Or a loader's process was killed outright: the system does so where memory is short.
+    """
     if isinstance(error, MemoryError):
         return True
-    words = ("can't allocate memory", "out of memory", "MemoryError", "Unable to allocate")
-    return isinstance(error, RuntimeError) and any(word in str(error) for word in words)
+    words = ("can't allocate memory", "out of memory", "MemoryError", "Unable to allocate", "is killed by signal: Killed")
+    said = f"{error} {error.__cause__}"  # torch says which signal only in the cause
+    return isinstance(error, RuntimeError) and any(word in said for word in words)
 
 
 def explain_out_of_memory(error: BaseException) -> str:

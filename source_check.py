@@ -23,10 +23,14 @@ def require_source(source: Path, project: Path) -> None:
     path = project / source
     where = f"dataset.source: {source}"
     wanted = "a folder of images, a folder of WebDataset tars or a recipe file"
-    if not os.path.lexists(path):
-        raise PipelineError(f"{where} does not exist; name {wanted}")
-    if not path.exists():
-        raise PipelineError(f"{where} is a link to {os.readlink(path)}, where nothing is; mend the link, or name {wanted}")
+    try:
+        os.stat(path)
+    except PermissionError:
+        raise PipelineError(f"{where} is or leads into a folder that may not be read; mend its permissions, or name {wanted}") from None
+    except (OSError, ValueError):
+        if path.is_symlink():
+            raise PipelineError(f"{where} is a link to {os.readlink(path)}, where nothing is; mend the link, or name {wanted}") from None
+        raise PipelineError(f"{where} does not exist; name {wanted}") from None
     real, home = path.resolve(), project.resolve()
     if home.is_relative_to(real):
         raise PipelineError(f"{where} holds the project itself, and so all that it makes; move the images into a folder of their own")

@@ -8,7 +8,6 @@ from __future__ import annotations
 import base64
 import csv
 import io
-import math
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +25,7 @@ STEP_COLUMNS = ("step", "num_images")
 SETTLED_FROM = 0.1  # the y-axis fits what comes after this share of a curve, so that the first steps do not flatten the rest
 MAX_PNG_BYTES = 1_000_000  # a larger grid is embedded as WebP
 NUM_ARM_COLORS = 6  # --arm-0 ... --arm-5 in the page's style sheet
+LARGEST = 1e100  # number that is drawn: an axis is wider than its curve
 PANEL_INCHES = (3.4, 2.1)
 # Matplotlib wants colours; the page has names for them. These stand-ins are replaced in the finished SVG.
 INK, GRID = "#010203", "#010204"
@@ -66,24 +66,28 @@ class Curve:
 def read_curve(path: Path, arm: int, seed: int) -> Curve:
     """Read one curves file: ``step,num_images,<metric>,...`` with empty cells where nothing was measured.
 
+    A value that is not finite is left out: one validation that overflows, of many, writes it.
+
     Raises:
-        PipelineError: naming file and line, when it is missing or a cell is not a number.
+        PipelineError: naming file and line, when it is missing, no CSV, or a cell is not a number.
     """
     if not path.is_file():
         raise PipelineError(f"{path}: no such file; run the stage that makes it: dvc repro {path.parent.name}@{path.stem}")
-    with path.open(newline="") as file:
-        rows = csv.DictReader(file)
-        if not set(STEP_COLUMNS) <= set(rows.fieldnames or ()):
-            raise PipelineError(f"{path}: must start with the columns {', '.join(STEP_COLUMNS)}; delete it and run dvc repro")
-        points = {name: [] for name in rows.fieldnames if name not in STEP_COLUMNS}
-        for row in rows:
-            try:
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = csv.DictReader(file, strict=True)
+        try:
+            if not set(STEP_COLUMNS) <= set(rows.fieldnames or ()):
+                raise ValueError(f"must start with the columns {', '.join(STEP_COLUMNS)}")
+            points = {name: [] for name in rows.fieldnames if name not in STEP_COLUMNS}
+            for row in rows:
                 seen = float(row["num_images"])
+                if not abs(seen) <= LARGEST:
+                    raise ValueError(f"num_images is {seen}")
                 for name, cells in points.items():
-                    if row[name]:
-                        cells.append((seen, float(row[name])))
-            except (TypeError, ValueError) as error:
-                raise PipelineError(f"{path}: line {rows.line_num}: {error}; delete it and run dvc repro") from None
+                    if row[name] and abs(value := float(row[name])) <= LARGEST:
+                        cells.append((seen, value))
+        except (TypeError, ValueError, csv.Error) as error:
+            raise PipelineError(f"{path}: line {rows.reader.line_num}: {error}; delete it and run dvc repro") from None
     return Curve(arm, seed, points)
 
 
@@ -144,7 +148,7 @@ def _settled_range(curves: list[Curve], metric: str) -> tuple[float, float]:
         for name in (metric, VALIDATION + metric):
             cells = curve.points.get(name, [])
             start = SETTLED_FROM * cells[-1][0] if cells else 0
-            values += [value for seen, value in cells if seen >= start and math.isfinite(value)]
+            values += [value for seen, value in cells if seen >= start]
     low, high = (min(values), max(values)) if values else (0.0, 1.0)
     margin = 0.06 * (high - low) or 0.06 * abs(high) or 1.0
     return low - margin, high + margin

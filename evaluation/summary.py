@@ -7,22 +7,22 @@ from __future__ import annotations
 
 import math
 import statistics
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from pydantic import BaseModel
+
 from errors import PipelineError
-from storage.files import MANIFEST, read_json
+from evaluation.records import DataRecord, DurationRecord, EvaluationRecord, ReferenceRecord, TrainingRecord
+from storage.files import MANIFEST, read_json, require_keys
 from storage.shards import read_manifest
 
 FORMAT = "dae-report-1"
 TRAINING_STAGES = ("stage1", "stage2", "prior")
 # The order in which the stages are shown. Which stages there are is read from the folder of durations.
 STAGE_ORDER = ("shards", "reference", "stage1", "freeze", "encode", "stage2", "prior", "sample", "evaluate")
-PROTOCOL_KEYS = (
-    "extractor", "extractor_weights_sha256", "extractor_input_size", "extractor_resize_filter", "image_size",
-    "dataset_resize_filter", "split", "num_images", "reference_sha256", "kid_subset_size", "kid_num_subsets", "torch_fidelity",
-)  # fmt: skip
 # What the paper leads one to expect of an arm with a weak auxiliary decoder, next to the baseline.
 EXPECTATIONS = (("reconstruction_stage1", "worse"), ("reconstruction_stage2", "better"), ("samples", "better"))
 BUDGET_TOLERANCE = 0.01  # relative difference of images seen above which two arms had different budgets
@@ -105,23 +105,21 @@ def collect(arms: list[str], seeds: list[int], metrics: Path, durations: list[di
     Raises:
         PipelineError: a file is missing or damaged, or two runs were measured under different protocols.
     """
-    reference = _read(metrics / "reference.json", "reference")
-    reference_protocol = _protocol(reference, metrics / "reference.json", "reference")
-    floor = _flatten(reference.get("floor", {}), metrics / "reference.json")
+    reference = _read(metrics / "reference.json", "reference", ReferenceRecord)
+    floor = _flatten(reference["floor"], metrics / "reference.json")
     summaries = {}
     for arm in arms:
         runs = {}
         for seed in seeds:
             path = metrics / "evaluate" / f"{arm}-{seed}.json"
-            evaluation = _read(path, f"evaluate@{arm}-{seed}")
-            protocol = _protocol(evaluation, path, f"evaluate@{arm}-{seed}")
-            _require_same_protocol(protocol, path, reference_protocol, metrics / "reference.json")
+            evaluation = _read(path, f"evaluate@{arm}-{seed}", EvaluationRecord)
+            _require_same_protocol(evaluation["protocol"], path, reference["protocol"], metrics / "reference.json")
             runs[str(seed)] = _run_values(evaluation, metrics, path, arm, seed)
         summaries[arm] = {"runs": runs, **_spread(list(runs.values()))}
     _require_same_measures(summaries, metrics / "evaluate")
     summary = {
         "format": FORMAT,
-        "protocol": reference_protocol,
+        "protocol": reference["protocol"],
         "baseline": arms[0],
         "arm_names": list(arms),
         "seeds": list(seeds),
@@ -207,14 +205,14 @@ def decimals(values: Iterable[float | None]) -> int:
 
 def images_seen(values: dict) -> float:
     """Images the autoencoder saw in both of its stages."""
-    return sum(values.get(f"training.{stage}.num_images_seen") or 0 for stage in ("stage1", "stage2"))
+    return sum(values[f"training.{stage}.num_images_seen"] for stage in ("stage1", "stage2"))
 
 
 def read_durations(folder: Path, runs: list[str]) -> list[dict]:
     """Read the durations of every stage: one row per stage, or per stage and run, in pipeline order.
 
     Raises:
-        PipelineError: a stage has the durations of some of the runs, but not of all.
+        PipelineError: a stage has the durations of some of the runs, but not of all, or a file is damaged.
     """
     rows = []
     for entry in folder.iterdir():
@@ -224,18 +222,15 @@ def read_durations(folder: Path, runs: list[str]) -> list[dict]:
         for run, path in files.items():
             single = path == entry
             target = entry.stem if single else f"{entry.name}@{run}"
-            rows.append({"stage": entry.stem, "run": None if single else run, **_read(path, target)})
+            rows.append({"stage": entry.stem, "run": None if single else run, **_read(path, target, DurationRecord)})
     known = {stage: position for position, stage in enumerate(STAGE_ORDER)}
     return sorted(rows, key=lambda row: (known.get(row["stage"], len(known)), row["stage"], runs.index(row["run"]) if row["run"] else 0))
 
 
-def _read(path: Path, target: str) -> dict:
+def _read(path: Path, target: str, kind: type[BaseModel]) -> dict:
     if not path.is_file():
         raise PipelineError(f"{path}: no such file; run the stage that makes it: dvc repro {target}")
-    tree = read_json(path)
-    if not isinstance(tree, dict):
-        raise PipelineError(f"{path}: must hold one JSON object; delete it and run dvc repro {target}")
-    return tree
+    return read_json(path, kind)
 
 
 def _flatten(tree: dict, path: Path, prefix: str = "") -> dict[str, float | int | None]:
@@ -244,21 +239,20 @@ def _flatten(tree: dict, path: Path, prefix: str = "") -> dict[str, float | int 
     for name, value in tree.items():
         if isinstance(value, dict):
             values |= _flatten(value, path, f"{prefix}{name}.")
-        elif isinstance(value, float) and not math.isfinite(value):
-            raise PipelineError(f"{path}: {prefix}{name} is {value}, not a finite number; delete the file and run dvc repro")
-        elif value is None or (isinstance(value, int | float) and not isinstance(value, bool)):
+        elif value is None:
+            values[prefix + name] = None
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            if not abs(value) <= sys.float_info.max:
+                raise PipelineError(f"{path}: {prefix}{name} is {value}, not a finite number; delete the file and run dvc repro")
             values[prefix + name] = value
     return values
 
 
 def _run_values(evaluation: dict, metrics: Path, path: Path, arm: str, seed: int) -> dict[str, float | int | None]:
     values = _flatten({name: tree for name, tree in evaluation.items() if name != "protocol"}, path)
-    for section, _ in EXPECTATIONS:
-        if not any(name.startswith(f"{section}.") for name in values):
-            raise PipelineError(f"{path}: has no {section}; run dvc repro evaluate@{arm}-{seed}")
     for stage in TRAINING_STAGES:
         training = metrics / stage / f"{arm}-{seed}.json"
-        values |= _flatten(_read(training, f"{stage}@{arm}-{seed}"), training, f"training.{stage}.")
+        values |= _flatten(_read(training, f"{stage}@{arm}-{seed}", TrainingRecord), training, f"training.{stage}.")
     return values
 
 
@@ -271,14 +265,6 @@ def _spread(runs: list[dict]) -> dict[str, dict]:
         mean[name] = statistics.fmean(values) if complete else None
         std[name] = statistics.stdev(values) if complete and len(values) > 1 else None
     return {"mean": mean, "std": std}
-
-
-def _protocol(tree: dict, path: Path, target: str) -> dict:
-    protocol = tree.get("protocol", {})
-    missing = [key for key in PROTOCOL_KEYS if key not in protocol]
-    if missing:
-        raise PipelineError(f"{path}: its protocol does not say {', '.join(missing)}; run dvc repro --force {target}")
-    return protocol
 
 
 def _require_same_protocol(protocol: dict, path: Path, expected: dict, expected_path: Path) -> None:
@@ -311,21 +297,19 @@ def _distance(mean: dict, folder: Path) -> str:
 
 def _data(shards: Path) -> dict:
     manifest = read_manifest(shards)
-    try:
-        return {
-            "source": manifest["source"],
-            "image_size": manifest["image_size"],
-            "image_format": manifest["image_format"],
-            "num_images": {name: split["num_images"] for name, split in manifest["splits"].items()},
-            "num_bytes": sum(entry["num_bytes"] for split in manifest["splits"].values() for entry in split["shards"]),
-            "num_classes": len(manifest["classes"]),
-            "num_found": manifest["num_found"],
-            "num_skipped": manifest["num_skipped"],
-            "skipped": manifest["skipped"],
-            "ignored": manifest["ignored"],
-        }
-    except KeyError as error:
-        raise PipelineError(f"{shards / MANIFEST}: has no {error}; delete {shards} and run dvc repro shards") from None
+    require_keys(shards / MANIFEST, manifest, DataRecord)
+    return {
+        "source": manifest["source"],
+        "image_size": manifest["image_size"],
+        "image_format": manifest["image_format"],
+        "num_images": {name: split["num_images"] for name, split in manifest["splits"].items()},
+        "num_bytes": sum(entry["num_bytes"] for split in manifest["splits"].values() for entry in split["shards"]),
+        "num_classes": len(manifest["classes"]),
+        "num_found": manifest["num_found"],
+        "num_skipped": manifest["num_skipped"],
+        "skipped": manifest["skipped"],
+        "ignored": manifest["ignored"],
+    }
 
 
 def _gap_closed(baseline: float, difference: float, floor: float | None) -> float | None:

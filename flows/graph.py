@@ -10,8 +10,10 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from dvc.exceptions import DvcException
 from dvc.lock import LockError
 from dvc.repo import Repo
+from dvc.stage import PipelineStage
 from dvc.utils.flatten import flatten
 from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError
 
@@ -63,6 +65,15 @@ def load_graph() -> dict[str, Node]:
             return {stage.name: _node(stage, graph.successors(stage)) for stage in stages}
     except ValidationError as error:
         raise PipelineError(f"dvc.yaml: {' '.join(str(error).split())}") from None
+
+
+def stage_names() -> set[str]:
+    """Names of the stages of dvc.yaml; none where there is no such file, or DVC cannot read it and is to say so itself."""
+    try:
+        with _DVC, Repo() as repo:
+            return {stage.name for stage in repo.index.stages if isinstance(stage, PipelineStage)}
+    except DvcException:
+        return set()
 
 
 def _node(stage, upstream) -> Node:

@@ -13,6 +13,8 @@ import sys
 
 import psutil
 
+from errors import explain_os_error
+
 POLL_SECONDS = 0.5
 GRACE_SECONDS = 8.0  # between SIGTERM and SIGKILL
 
@@ -22,7 +24,10 @@ def main() -> int:
     stopping: list[int] = []
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda received, frame: stopping.append(received))
-    process = subprocess.Popen(sys.argv[1:])
+    try:
+        process = subprocess.Popen(sys.argv[1:])
+    except OSError as error:
+        sys.exit(f"error: {explain_os_error(error)}")
     known: set[psutil.Process] = set()
     while process.poll() is None:
         known |= descendants(process.pid)

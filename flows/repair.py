@@ -12,13 +12,14 @@ import re
 import subprocess
 import sys
 import time
+from contextlib import chdir
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from errors import PipelineError
+from errors import PipelineError, explain_os_error
 
 LOCK = "dvc.lock"
 LAST_WHOLE_LOCK = ".dvc/tmp/dvc.lock.whole"
@@ -35,15 +36,19 @@ class _File(BaseModel):
     path: str
 
 
+class _Out(_File):
+    md5: str
+
+
 class _Entry(BaseModel):
-    """A stage of dvc.lock, as far as DVC insists on it."""
+    """A stage of dvc.lock. DVC takes one without outputs too, but none of ours is: they come last, and have been cut off."""
 
     model_config = ConfigDict(extra="forbid")
 
     cmd: str | list[str]
     deps: list[_File] = []
     params: dict[str, dict[str, Any]] = {}
-    outs: list[_File] = []
+    outs: Annotated[list[_Out], Field(min_length=1)]
 
 
 class _Lock(BaseModel):
@@ -64,25 +69,47 @@ def repair(root: Path) -> list[str]:
 
 
 def _repair_lock(root: Path) -> str | None:
-    text = _read_settled(root / LOCK, is_whole)
+    text = _read_settled(root / LOCK, lambda text: is_whole(text) and not _lost(root, text))
     if text is None:
         return None
+    earlier = _earlier(root)
     if is_whole(text):
-        _write(root / LAST_WHOLE_LOCK, text)
-        return None
-    if CONFLICT.search(text):
+        kept, taken = whole_entries(text + END), _lost(root, text)
+        what = f"{LOCK} lacked stages that an earlier one has"
+        if not taken:
+            _write(root / LAST_WHOLE_LOCK, text)
+            return None
+    elif CONFLICT.search(text):
         raise PipelineError(f"{LOCK}: holds a merge conflict; take one side whole (git checkout --ours {LOCK}): dvc repro mends the rest")
-    kept = whole_entries(text)
-    committed, last = (whole_entries(source + END) for source in (_committed(root), _read(root / LAST_WHOLE_LOCK) or ""))
-    entries = {**committed, **last, **kept}
+    else:
+        kept = whole_entries(text)
+        taken = earlier.keys() - kept
+        what = f"{LOCK} was cut off while DVC wrote it"
+    entries = {name: entry for name, entry in {**earlier, **kept}.items() if name in taken or name in kept}  # in the order of the earlier
     if entries:
         _write(root / LOCK, HEADER + "".join(f"  {name}:\n{entry}" for name, entry in entries.items()))
     else:
         (root / LOCK).unlink()
-    return (
-        f"{LOCK} was cut off while DVC wrote it: {len(kept)} stages kept, {len(entries) - len(kept)} taken from an earlier one; "
-        "what has finished since comes back from DVC's cache"
-    )
+    return f"{what}: {len(kept)} stages kept, {len(taken)} taken from an earlier one; what has finished since comes back from DVC's cache"
+
+
+def _lost(root: Path, text: str) -> set[str]:
+    """Stages of dvc.yaml that an earlier lock file had and a whole one has not: it was cut off at the end of an entry.
+
+    Or another commit was checked out, in which they had not run. To take them back does no harm: DVC holds each against its files.
+    """
+    missing = _earlier(root).keys() - whole_entries(text + END)
+    if not missing:
+        return set()
+    from flows.graph import stage_names  # loads DVC, for a second or two
+
+    with chdir(root):
+        return missing & stage_names()
+
+
+def _earlier(root: Path) -> dict[str, str]:
+    """The entries of the last whole lock file, and of git's last commit where that has none."""
+    return {**whole_entries(_committed(root) + END), **whole_entries((_read(root / LAST_WHOLE_LOCK) or "") + END)}
 
 
 def _repair_rwlock(root: Path) -> str | None:
@@ -162,8 +189,11 @@ def main() -> int:
     try:
         for line in repair(Path(".")):
             print(f"mended: {line}")
-    except (PipelineError, OSError) as error:
+    except PipelineError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(f"error: {explain_os_error(error)}", file=sys.stderr)
         return 1
     return 0
 

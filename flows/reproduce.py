@@ -24,7 +24,7 @@ from prefect.states import Cancelled, Completed, Failed, State
 from prefect.task_runners import ThreadPoolTaskRunner
 from pydantic import Field, PositiveInt
 
-from errors import PipelineError
+from errors import PipelineError, explain_os_error
 from flows import artifacts, trial
 from flows.gpus import visible_gpus
 from flows.graph import Node, changes, load_graph, select
@@ -144,6 +144,10 @@ def reproduce(
             return conclusion
     except PipelineError as error:
         return Failed(message=str(error))
+    except OSError as error:
+        if error.errno is None:
+            raise
+        return Failed(message=explain_os_error(error))
     except CommandFailed as error:
         return Failed(message=f"{error}: {' | '.join(error.lines[-NUM_LINES_SHOWN:])}")
 

@@ -24,7 +24,7 @@ from prefect.client.schemas.objects import StateType
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Crashed
 
-from errors import PipelineError
+from errors import PipelineError, explain_os_error
 
 POOL = "dae"
 START_SECONDS = 120.0
@@ -58,6 +58,11 @@ def main() -> int:
         if not stopping.is_set():
             print(f"error: serve: {error}", file=sys.stderr)
             return 1
+    except OSError as error:
+        if error.errno is None:
+            raise
+        print(f"error: serve: {explain_os_error(error)}", file=sys.stderr)
+        return 1
     finally:
         _stop(started)
     return 0

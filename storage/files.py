@@ -41,7 +41,7 @@ def read_json(path: Path, kind: type[BaseModel] | None = None):
         tree = json.loads(path.read_text())
     except FileNotFoundError:
         raise PipelineError(f"{path}: no such file; run the stage that makes it (dvc repro)") from None
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # not JSON, not UTF-8, an integer of more digits than Python reads, too deep
         raise PipelineError(f"{path}: not valid JSON ({error}); delete it and run dvc repro") from None
     if kind is not None:
         require_keys(path, tree, kind)

@@ -145,15 +145,18 @@ def load_frozen(folder: Path) -> Frozen:
     """Read what the freeze stage wrote and check hash and probe.
 
     Raises:
-        PipelineError: when the weights' hash is not the recorded one, a file is damaged or in another format, or the probe encodes
-            to other latents.
+        PipelineError: when the weights' hash is not the recorded one, a file is damaged or in another format, or the probe is of another
+            kind or encodes to other latents.
     """
     frozen = load_encoder(folder)
     record = read_json(folder / "probe.json", ProbeRecord)
     if record["format"] != PROBE_FORMAT:
         raise PipelineError(f"{folder / 'probe.json'}: not a probe in format {PROBE_FORMAT}; run dvc repro freeze to remake it")
     probe = load_weights(folder / "probe.safetensors", record["weights_sha256"])
-    latents = frozen.encode(probe.pop("images"))
+    latents = frozen.encode(probe.pop("images")) if "images" in probe else {}
+    made, held = ({name: tuple(values.shape) for name, values in sorted(tree.items())} for tree in (latents, probe))
+    if not made or made != held:
+        raise PipelineError(f"{folder}: its probe has {held}, this encoder makes {made} of its images; run dvc repro freeze to remake it")
     for name, expected in sorted(probe.items()):
         agreement = _agree(latents[name], expected).double().mean().item()
         if agreement < MIN_PROBE_AGREEMENT:

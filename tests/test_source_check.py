@@ -1,5 +1,6 @@
 """What DVC could not take of a source is said before DVC is called."""
 
+import errno
 import os
 from pathlib import Path
 
@@ -45,6 +46,18 @@ def test_source_that_cannot_be_one(project, source, message):
     (project / "link_home").symlink_to("..")
     (project / "dangling").symlink_to("nowhere")
     assert complaint_about_source(project, source).startswith(message)
+
+
+def test_source_in_a_folder_that_may_not_be_read(project, monkeypatch):
+    stat = os.stat
+
+    def refuse(path, *arguments, **options):
+        if path == project / "images":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return stat(path, *arguments, **options)
+
+    monkeypatch.setattr(os, "stat", refuse)
+    assert complaint_about_source(project, "images").startswith("is or leads into a folder that may not be read; mend its permissions")
 
 
 def test_files_that_dvc_cannot_take_are_counted_and_named(project):

@@ -177,6 +177,7 @@ def run_tasks(function: Callable, arguments: list[tuple], runtime: Runtime, on_d
         on_done: called with each result, in order of completion.
 
     Raises:
+        OSError: raised by a task, as it was raised there.
         PipelineError: raised by a task, or when tasks keep dying, or when there is no node to run them.
     """
     if not runtime.num_ray_tasks:
@@ -203,7 +204,7 @@ def _unwrap(ray, reference):
     try:
         return ray.get(reference)
     except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, PipelineError):
+        if isinstance(error.cause, PipelineError | OSError):
             raise error.cause from None
         raise
     except ray.exceptions.RayError as error:

@@ -4,13 +4,16 @@ import re
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from errors import PipelineError
-from evaluation import plots
+from evaluation import plots, report
 from evaluation.report import describe_arm, flatten_parameters, format_bytes, format_count, format_duration, render
 from evaluation.summary import collect, read_durations
 from tests.evaluation.experiment import AS_IN_THE_PAPER, PROTOCOL, edit_json, write_experiment, write_manifest
+from tests.spoiling import survives
 
 STAGE1 = {"num_steps": 750, "channels_multiplier": 0.5, "dropout": 0.0, "latent_noise": 0.0}
 ARM = {"stage1": STAGE1, "stage2": {"num_steps": 750, "start": "fresh"}}
@@ -112,6 +115,32 @@ def test_steps_left_out_for_a_bad_loss_are_told(page, tmp_path):
     assert "dae, seed 0, stage1: 3" in words(make_page(tmp_path))
 
 
+@pytest.mark.parametrize(
+    "file",
+    [
+        "durations/shards.json",
+        "durations/stage1/dae-0.json",
+        "metrics/reference.json",
+        "metrics/evaluate/dae-0.json",
+        "metrics/stage1/dae-0.json",
+        "metrics/prior/dae-0.json",
+        "artifacts/shards/manifest.json",
+    ],
+)
+def test_every_key_that_is_missing_or_of_another_type_is_one_line(tmp_path, monkeypatch, file):
+    monkeypatch.setattr(report, "embed_grid", lambda path: {"uri": "", "width": 1, "height": 1, "is_compressed": False})
+    monkeypatch.setattr(report, "draw_panels", lambda stage, curves: [])
+    write_experiment(tmp_path)
+    assert survives(tmp_path / file, lambda: make_page(tmp_path))[1] >= 5
+
+
+def test_a_number_beyond_all_numbers_is_refused(tmp_path):
+    write_experiment(tmp_path)
+    edit_json(tmp_path / "metrics/stage1/dae-0.json", lambda tree: tree.update(num_images_seen=10**400))
+    with pytest.raises(PipelineError, match=r"dae-0\.json: .*num_images_seen is 1000.*, not a finite number"):
+        make_page(tmp_path)
+
+
 def test_the_same_files_make_the_same_page(page, tmp_path):
     write_experiment(tmp_path)
     assert make_page(tmp_path) == page
@@ -145,12 +174,45 @@ def test_a_validation_curve_joins_the_training_curve_of_its_name(tmp_path):
     assert all(panel["svg"].startswith("<svg") and "var(--arm-0)" in panel["svg"] and "http" not in panel["svg"] for panel in panels)
 
 
-@pytest.mark.parametrize("cell", ["1.0.0", "high"])
-def test_a_damaged_curve_is_named_with_its_line(tmp_path, cell):
+@pytest.mark.parametrize(
+    "row",
+    [b"2,128,1.0.0", b"2,128,high", b"2", b"2,nan,1.0", b"2,inf,1.0", b"2,1e308,1.0", b"2,128,\0", b'2,128,"1', b"2,128," + b"1" * 200_000],
+)
+def test_a_damaged_curve_is_named_with_its_line(tmp_path, row):
     path = tmp_path / "curve.csv"
-    path.write_text(f"step,num_images,loss\n1,64,2.0\n2,128,{cell}\n")
-    with pytest.raises(PipelineError, match=r"curve\.csv: line 3"):
+    path.write_bytes(b"step,num_images,loss\n1,64,2.0\n" + row + b"\n")
+    with pytest.raises(PipelineError, match=r"curve\.csv: line 3: .*; delete it and run dvc repro$") as error:
         plots.read_curve(path, arm=0, seed=0)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("value", ["nan", "-inf", "1e308"])
+def test_a_validation_that_overflowed_is_left_out(tmp_path, value):
+    path = tmp_path / "curve.csv"
+    path.write_text(f"step,num_images,validation_loss\n1,64,{value}\n2,128,1.0\n")
+    curve = plots.read_curve(path, arm=0, seed=0)
+    assert curve.points == {"validation_loss": [(128.0, 1.0)]}
+    plots.draw_panels("prior", [curve])
+
+
+CURVE = b"step,num_images,loss,validation_loss\n1,64,2.0,\n2,128,1.0,1.5\n"
+
+
+@given(
+    st.one_of(st.just(b""), st.just(CURVE)),
+    st.floats(0, 1),
+    st.one_of(st.binary(max_size=8), st.sampled_from([b"\0", b'"', b"\xff", b"9" * 400])),
+)
+def test_any_bytes_are_a_curve_or_refused(tmp_path_factory, start, place, inserted):
+    path = tmp_path_factory.getbasetemp() / "any.csv"
+    position = int(place * len(start))
+    path.write_bytes(start[:position] + inserted + start[position:])
+    try:
+        curve = plots.read_curve(path, arm=0, seed=0)
+    except PipelineError as error:
+        assert str(path) in str(error) and "\n" not in str(error)
+        return
+    plots.draw_panels("stage1", [curve])
 
 
 def test_a_huge_grid_is_compressed_and_a_small_one_is_embedded_as_it_is(tmp_path, monkeypatch):

@@ -9,7 +9,8 @@ import pytest
 import yaml
 
 from errors import PipelineError
-from flows.repair import CONFLICT, HEADER, LAST_WHOLE_LOCK, LOCK, RWLOCK, is_whole, repair
+from flows import graph
+from flows.repair import CONFLICT, HEADER, LAST_WHOLE_LOCK, LOCK, RWLOCK, is_whole, main, repair
 from tests.clone import GIT, PROJECT
 
 STAGES = ["shards", "prior@a-0", "stage1@b-0", "report"]
@@ -25,6 +26,8 @@ ENTRY = """  {name}:
         x.rate: 1e-06
         x.title: "two: words\\n  and: lines"
     outs:
+    - path: metrics/{name}
+      md5: 0fb4e5bd3f4f1f0ab57ac4a6d0d2b1c1
     - path: out/{name}
       md5: a812acb46d4c14decae77cd4aa284efe.dir
 """
@@ -36,20 +39,56 @@ def _no_waiting(monkeypatch):
     monkeypatch.setattr("flows.repair.SECONDS_OF_A_WRITE", 0)
 
 
-def test_lock_cut_at_any_byte_keeps_every_whole_stage(tmp_path):
-    wanted, lock = yaml.safe_load(WHOLE)["stages"], tmp_path / LOCK
+@pytest.fixture
+def _toy(monkeypatch):
+    """A folder whose dvc.yaml has these stages, and that git does not know."""
+    monkeypatch.setattr(graph, "stage_names", lambda: set(STAGES))
+    monkeypatch.setattr("flows.repair._committed", lambda root: "")
+
+
+def stages_of(text: str) -> dict:
+    return (yaml.safe_load(text) or {}).get("stages") or {}
+
+
+def test_lock_cut_at_any_byte_keeps_every_whole_stage(tmp_path, _toy):
+    wanted, lock = stages_of(WHOLE), tmp_path / LOCK
     for length in range(len(WHOLE)):
         cut = WHOLE[:length]
         lock.write_text(cut)
         lines = repair(tmp_path)
-        if is_whole(cut):  # cut where DVC sees no cut: between the lines of an entry, and it mends that itself
-            assert not lines and lock.read_text() == cut
+        found = stages_of(lock.read_text()) if lock.exists() else {}
+        finished = [name for name, following in pairwise(STAGES) if WHOLE.index(f"  {following}:") + 3 <= length]
+        if is_whole(cut):  # at the end of an output: DVC itself finds which of the last stage's are missing
+            assert not lines and lock.read_text() == cut and set(finished) <= set(found)
+            assert all(found[name].keys() == wanted[name].keys() and found[name]["params"] == wanted[name]["params"] for name in found)
             (tmp_path / LAST_WHOLE_LOCK).unlink()
             continue
         assert len(lines) == 1 and LOCK in lines[0]
-        found = yaml.safe_load(lock.read_text())["stages"] if lock.exists() else {}
-        finished = [name for name, following in pairwise(STAGES) if WHOLE.index(f"  {following}:") + 3 <= length]
         assert found == {name: wanted[name] for name in finished}
+
+
+def test_stages_that_a_cut_at_the_end_of_a_line_has_lost_are_taken_back(tmp_path, _toy):
+    lock, last = tmp_path / LOCK, tmp_path / LAST_WHOLE_LOCK
+    older = WHOLE.replace("293", "1")
+    for length in [position + 1 for position, character in enumerate(WHOLE) if character == "\n"]:
+        lock.write_text(older)
+        assert repair(tmp_path) == []
+        lock.write_text(WHOLE[:length])
+        lines = repair(tmp_path)
+        found = stages_of(lock.read_text())
+        assert list(found) == STAGES and list(stages_of(last.read_text())) == STAGES
+        sizes = [found[name]["deps"][0]["size"] for name in STAGES]
+        assert sizes == sorted(sizes, reverse=True) and bool(lines) == (1 in sizes)
+        assert repair(tmp_path) == []
+
+
+def test_a_lock_of_another_commit_is_left_alone_where_dvc_yaml_lacks_the_stages_too(tmp_path, monkeypatch):
+    (tmp_path / LOCK).write_text(WHOLE)
+    assert repair(tmp_path) == []
+    fewer = WHOLE[: WHOLE.index("  stage1@b-0")]
+    (tmp_path / LOCK).write_text(fewer)
+    monkeypatch.setattr(graph, "stage_names", lambda: {"shards", "prior@a-0"})
+    assert repair(tmp_path) == [] and (tmp_path / LOCK).read_text() == fewer == (tmp_path / LAST_WHOLE_LOCK).read_text()
 
 
 def test_the_last_whole_lock_and_git_fill_what_was_cut(tmp_path):
@@ -101,6 +140,27 @@ def project(tmp_path):
 def command(folder) -> str:
     options = {"env": os.environ | {"PYTHONPATH": str(PROJECT)}, "capture_output": True, "text": True, "check": True}
     return subprocess.run([sys.executable, "-m", "flows.repair"], cwd=folder, **options).stdout
+
+
+def test_dvc_takes_a_lock_that_lacks_stages_and_after_the_command_it_is_the_whole_one(project):
+    folder, dvc = project
+    whole = (folder / LOCK).read_text()
+    assert command(folder) == ""
+    (folder / LOCK).write_text(whole[: whole.index("  second:")])
+    assert command(folder).startswith("mended: dvc.lock lacked stages that an earlier one has: 1 stages kept, 2 taken")
+    assert (folder / LOCK).read_text() == whole
+    assert command(folder) == "" and "Running stage" not in dvc("repro")
+
+
+def test_what_the_system_refuses_is_one_line_that_says_what_to_do(tmp_path, monkeypatch, capsys):
+    (tmp_path / LOCK).write_text(WHOLE)
+    (tmp_path / ".dvc").write_text("a file in the place of a folder")
+    monkeypatch.chdir(tmp_path)
+    assert main() == 1
+    assert (
+        capsys.readouterr().err
+        == "error: .dvc/tmp/dvc.lock.whole: Not a directory; something else is in its place: move that away, then run it again\n"
+    )
 
 
 @pytest.mark.parametrize("stage", ["first", "second", "third"])

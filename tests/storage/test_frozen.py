@@ -11,6 +11,7 @@ from errors import PipelineError
 from models.autoencoder import Encoder
 from models.bottleneck import build_bottleneck
 from storage.frozen import encoder_config, load_encoder, load_frozen, save_encoder, save_probe
+from storage.weights import save_weights
 from tests.storage.networks import AUTOENCODER, BOTTLENECK, images, networks, write_frozen
 
 
@@ -183,6 +184,20 @@ def test_the_probe_of_a_continuous_encoder_allows_for_rounding_and_no_more(tmp_p
         assert load_frozen(tmp_path).encode(images()).keys() == {"mean", "logvar"}
     else:
         assert "of the probe's logvar" in refusal(tmp_path)
+
+
+@pytest.mark.parametrize("latents", [{"mean": (6, 4, 4, 4), "logvar": (6, 4, 4, 4)}, {"tokens": (6, 8, 8)}, {}])
+def test_a_probe_of_another_kind_is_refused(tmp_path, latents):
+    write_frozen(tmp_path)
+    save_probe(tmp_path, images(), {name: torch.zeros(shape) for name, shape in latents.items()})
+    assert "its probe has" in refusal(tmp_path)
+
+
+def test_a_probe_without_images_is_refused(tmp_path):
+    write_frozen(tmp_path)
+    sha256 = save_weights(tmp_path / "probe.safetensors", {"tokens": torch.zeros(6, 4, 4)})
+    (tmp_path / "probe.json").write_text(json.dumps({"weights_sha256": sha256}))
+    assert "its probe has" in refusal(tmp_path)
 
 
 def test_each_flipped_byte_of_the_probe_is_noticed(tmp_path):

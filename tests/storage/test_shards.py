@@ -261,7 +261,10 @@ def test_unknown_split_names_the_known_ones(tmp_path):
         ShardDataset(write(tmp_path), "test")
 
 
-@pytest.mark.parametrize(("content", "message"), [("{", "not valid JSON"), ('{"format": "x"}', "format is 'x'"), ("[]", "format is None")])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [("{", "not valid JSON"), ("1" * 5000, "not valid JSON"), ('{"format": "x"}', "format is 'x'"), ("[]", "format is None")],
+)
 def test_unusable_manifest_is_named(tmp_path, content, message):
     (tmp_path / "manifest.json").write_text(content)
     with pytest.raises(PipelineError, match=message):

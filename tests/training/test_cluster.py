@@ -3,8 +3,10 @@
 All nodes are on loopback, of one CPU each: a worker of two then needs the other node.
 """
 
+import errno
 import json
 import os
+import pickle
 import shutil
 import socket
 import subprocess
@@ -20,7 +22,7 @@ import pytest
 import torch
 import yaml
 
-from errors import PipelineError
+from errors import PipelineError, explain_os_error
 from models.autoencoder import Decoder
 from models.bottleneck import build_bottleneck
 from storage.decoders import save_decoder
@@ -288,6 +290,26 @@ def test_addresses_of_another_form_are_refused(address, monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", address)
     with pytest.raises(PipelineError, match=r"write the head node's address as host:port"), cluster.ray_session(1):
         pass
+
+
+class _RayTaskError(Exception):
+    def __init__(self, cause: Exception):
+        super().__init__(f"ray::encode_shard() (pid=1)\nTraceback: {cause}")
+        self.cause = cause
+
+
+@pytest.mark.parametrize(
+    "cause", [PipelineError("one line"), OSError(errno.ENOSPC, "No space left on device", "/disk/x"), ValueError("a bug")]
+)
+def test_what_a_task_raises_for_the_user_arrives_as_it_was_raised(cause):
+    def get(reference):
+        raise _RayTaskError(pickle.loads(pickle.dumps(cause)))
+
+    ray = SimpleNamespace(get=get, exceptions=SimpleNamespace(RayTaskError=_RayTaskError, RayError=RuntimeError))
+    with pytest.raises(_RayTaskError if isinstance(cause, ValueError) else type(cause)) as raised:
+        cluster._unwrap(ray, None)
+    if isinstance(cause, OSError):
+        assert explain_os_error(raised.value) == explain_os_error(cause)
 
 
 def test_waiting_for_a_lost_node_has_an_end(monkeypatch, capsys):

@@ -1,5 +1,7 @@
 """Sizes that no memory holds are refused before anything is allocated, and an allocation that fails is one line."""
 
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -9,6 +11,7 @@ import psutil
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, Dataset
 
 import training.autoencoder as autoencoder_module
 import training.footprint as footprint_module
@@ -167,6 +170,25 @@ def test_an_allocation_that_fails_on_a_gpu_is_known_and_other_errors_are_not():
     error = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has a total capacity of 15.00 GiB")
     assert is_out_of_memory(error) and "\n" not in explain_out_of_memory(error)
     assert not is_out_of_memory(RuntimeError("shape mismatch")) and not is_out_of_memory(ValueError("out of memory"))
+
+
+class _Killed(Dataset):
+    def __init__(self, number: int):
+        self.number = number
+
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, index: int):
+        os.kill(os.getpid(), self.number)
+
+
+@pytest.mark.parametrize(("number", "is_memory"), [(signal.SIGKILL, True), (signal.SIGTERM, False)])
+def test_a_loaders_process_that_the_system_has_killed_lacked_memory(number, is_memory):
+    with pytest.raises(RuntimeError) as raised:
+        next(iter(DataLoader(_Killed(number), batch_size=None, num_workers=1, multiprocessing_context="fork")))
+    assert is_out_of_memory(raised.value) == is_memory
+    assert "\n" not in explain_out_of_memory(raised.value)
 
 
 def test_a_stage_that_lacks_memory_ends_with_one_line(tmp_path, monkeypatch):

@@ -1,0 +1,77 @@
+"""What the report reads of the files that other stages have left: the keys and types that they must have at least."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, FiniteFloat
+
+
+class DurationRecord(BaseModel):
+    """A stage's durations file."""
+
+    wall_seconds: FiniteFloat
+    cpu_seconds: FiniteFloat
+    peak_memory_bytes: int
+    output_bytes: int
+    resumed: bool
+    code_version: str
+    machine: str
+
+
+class ProtocolRecord(BaseModel):
+    """How distances were measured."""
+
+    extractor: str
+    extractor_weights_sha256: str
+    extractor_input_size: int
+    extractor_resize_filter: str
+    image_size: int
+    dataset_resize_filter: str
+    split: str
+    num_images: int
+    reference_sha256: str
+    kid_subset_size: int
+    kid_num_subsets: int
+    torch_fidelity: str
+
+
+class ReferenceRecord(BaseModel):
+    """Metrics of the reference stage."""
+
+    protocol: ProtocolRecord
+    floor: dict[str, float]
+
+
+class EvaluationRecord(BaseModel):
+    """Metrics of an evaluated run."""
+
+    protocol: ProtocolRecord
+    reconstruction_stage1: dict[str, float]
+    reconstruction_stage2: dict[str, float]
+    samples: dict[str, float]
+
+
+class TrainingRecord(BaseModel):
+    """Metrics of a stage that trains."""
+
+    num_images_seen: int
+    num_skipped_steps: int = 0
+
+
+class SourceRecord(BaseModel):
+    kind: str
+    path: str
+
+
+class SkippedRecord(BaseModel):
+    name: str
+    reason: str
+
+
+class DataRecord(BaseModel):
+    """What the manifest of the data set's shards holds beside what every such manifest does."""
+
+    source: SourceRecord
+    num_found: int
+    num_skipped: int
+    skipped: list[SkippedRecord]
+    ignored: dict[str, int]

@@ -1,0 +1,43 @@
+"""What the system refuses to a flow, to ``make serve`` or to a guard is one line; no server is started."""
+
+import errno
+import logging
+import subprocess
+import sys
+from types import SimpleNamespace
+
+from flows import reproduce as reproduce_module
+from flows import serve
+from tests.clone import PROJECT
+
+REFUSAL = PermissionError(errno.EACCES, "Permission denied", "/project/.scratch/flow.lock")
+LINE = (
+    "/project/.scratch/flow.lock: Permission denied; mend its permissions or attributes, or those of the folder it is in, then run it again"
+)
+
+
+def refuse(*arguments):
+    raise REFUSAL
+
+
+def test_a_flow(monkeypatch):
+    monkeypatch.setattr(reproduce_module, "get_run_logger", logging.getLogger)
+    monkeypatch.setattr(reproduce_module, "runtime", SimpleNamespace(flow_run=SimpleNamespace(name="quick-fox")))
+    monkeypatch.setattr(reproduce_module, "_only_run", refuse)
+    state = reproduce_module.reproduce.fn()
+    assert state.is_failed() and state.message == LINE
+
+
+def test_serve(monkeypatch, capsys):
+    for variable in ("PREFECT_API_URL", "DAE_ROOT"):
+        monkeypatch.setenv(variable, "")  # put back afterwards
+    monkeypatch.setattr(serve.signal, "signal", lambda *arguments: None)
+    monkeypatch.setattr(serve, "_start_server", refuse)
+    assert serve.main() == 1
+    assert capsys.readouterr().err == f"error: serve: {LINE}\n"
+
+
+def test_a_guard():
+    done = subprocess.run([sys.executable, "-m", "flows.guard", "/no/such/command"], cwd=PROJECT, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr == "error: /no/such/command: No such file or directory; restore it, or find out what deletes it, then run it again\n"
