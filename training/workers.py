@@ -16,12 +16,12 @@ MAX_CPU_WORKERS = 2  # on one machine without a GPU, threads do the rest
 def with_num_workers(optimization: Optimization, device: torch.device, description: str) -> Optimization:
     """The same settings with a number in the place of ``auto``, of which a line is printed.
 
-    On a cluster, or on a machine with several GPUs, every GPU gets a worker, as far as the batch divides; one GPU is used from this
-    process; without any, two workers share the cores, or every node of a cluster has one.
+    Where this process has a GPU, every GPU of the machine or cluster gets a worker, as far as the batch divides; a machine's only one is
+    used from this process. Else two workers share the cores, or every node of a cluster that has cores has one.
     """
     if optimization.num_workers != "auto":
         return optimization
-    available, what = _on_this_machine(device) if is_local() else _on_the_cluster()
+    available, what = _on_this_machine(device) if is_local() else _on_the_cluster(device)
     num_workers = largest_share(optimization.batch_size // optimization.accumulate_batches, available)
     num_workers = 0 if num_workers == 1 and is_local() else num_workers
     where = f"{num_workers} Ray Train workers" if num_workers else "this process"
@@ -41,8 +41,11 @@ def _on_this_machine(device: torch.device) -> tuple[int, str]:
     return min(MAX_CPU_WORKERS, num_cores), f"no GPU and {num_cores} cores"
 
 
-def _on_the_cluster() -> tuple[int, str]:
+def _on_the_cluster(device: torch.device) -> tuple[int, str]:
+    """Workers train on the kind of device that this process has: launch.py asks the cluster for as many of it."""
     with ray_session(0) as ray:
         num_gpus = int(ray.cluster_resources().get("GPU", 0))
-        num_nodes = sum(node["Alive"] for node in ray.nodes())
-    return (num_gpus, f"{num_gpus} GPUs in the cluster") if num_gpus else (num_nodes, f"{num_nodes} nodes in the cluster and no GPU")
+        num_nodes = sum(node["Alive"] and node["Resources"].get("CPU", 0) >= 1 for node in ray.nodes())
+    if device.type == "cuda":
+        return num_gpus, f"{num_gpus} GPUs in the cluster"
+    return num_nodes, f"{num_nodes} nodes in the cluster, on CPUs as this process"

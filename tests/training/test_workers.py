@@ -45,12 +45,26 @@ def test_every_machine_gets_what_it_can_do(monkeypatch, capsys, num_gpus, num_co
     assert chosen.model_copy(update={"num_workers": "auto"}) == TRAINING
 
 
-@pytest.mark.parametrize(("resources", "num_nodes", "expected"), [({"GPU": 16.0}, 2, 16), ({"CPU": 64.0}, 4, 4), ({"GPU": 1.0}, 1, 1)])
-def test_a_cluster_is_asked_what_it_has(monkeypatch, resources, num_nodes, expected):
-    ray = SimpleNamespace(cluster_resources=lambda: resources, nodes=lambda: [{"Alive": True}] * num_nodes + [{"Alive": False}])
+NODE = {"Alive": True, "Resources": {"CPU": 8.0}}
+HEAD_WITHOUT_CORES = {"Alive": True, "Resources": {"memory": 1e9}}
+DEAD = {"Alive": False, "Resources": {}}
+
+
+@pytest.mark.parametrize(
+    ("device", "resources", "nodes", "expected"),
+    [
+        ("cuda", {"GPU": 16.0}, [NODE, NODE], 16),
+        ("cuda", {"GPU": 1.0}, [NODE], 1),
+        ("cpu", {"CPU": 32.0}, [NODE] * 4 + [DEAD], 4),
+        ("cpu", {"CPU": 16.0}, [HEAD_WITHOUT_CORES, NODE, NODE], 2),
+        ("cpu", {"CPU": 16.0, "GPU": 16.0}, [NODE, NODE], 2),  # this process has no GPU, so workers train on CPUs
+    ],
+)
+def test_a_cluster_is_asked_for_what_its_workers_will_train_on(monkeypatch, device, resources, nodes, expected):
+    ray = SimpleNamespace(cluster_resources=lambda: resources, nodes=lambda: nodes)
     monkeypatch.setenv("RAY_ADDRESS", "somewhere:6379")
     monkeypatch.setattr(workers, "ray_session", lambda num_cpus: contextlib.nullcontext(ray))
-    assert with_num_workers(TRAINING, torch.device("cpu"), "it").num_workers == expected
+    assert with_num_workers(TRAINING, torch.device(device), "it").num_workers == expected
 
 
 def test_a_number_is_taken_as_it_is(capsys):
