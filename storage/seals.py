@@ -79,7 +79,9 @@ def _check_folder(folder: Path, stage: str, runs: Sequence[str]) -> dict[str, st
 
 
 def _hashes(folder: Path) -> dict[str, str]:
-    files = sorted(file for file in folder.rglob("*") if file.is_file() and file.name != SEAL and file.suffix not in HASHED_BY_MANIFEST)
+    """Name -> hash, without the hidden files of file managers, which no stage writes or reads."""
+    files = [file for file in sorted(folder.rglob("*")) if file.is_file() and file.name != SEAL and not file.name.startswith(".")]
+    files = [file for file in files if file.suffix not in HASHED_BY_MANIFEST]
     return {file.relative_to(folder).as_posix(): sha256_file(file) for file in files}
 
 

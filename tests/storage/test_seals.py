@@ -69,6 +69,8 @@ def test_a_stage_checks_what_it_reads_before_it_works(root):
 def test_files_that_are_missing_or_too_many_are_named(root):
     (root / STAGE2 / "decoder.json").unlink()
     assert "decoder.json: is missing; restore it with dvc checkout" in refused(root, STAGE2)
+    (root / FREEZE / ".DS_Store").touch()
+    check_seals(root, [root / FREEZE], [RUN])
     (root / FREEZE / "old.safetensors").touch()
     assert "old.safetensors: is none of the files that freeze has left there" in refused(root, FREEZE)
 
