@@ -229,15 +229,25 @@ def _only_run(log):
         yield
 
 
+def _override(text: str) -> tuple[str, object]:
+    key, _, value = text.partition("=")
+    try:
+        return key, yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise argparse.ArgumentTypeError(f"{text}: {value} is no value of params.yaml") from None
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m flows.reproduce", description=__doc__.splitlines()[0])
     parser.add_argument("stages", nargs="*", metavar="STAGE", help="a stage (prior@dae-0) or a group (prior); none: everything")
     parser.add_argument("--force", action="store_true", help="run the named stages though nothing has changed")
     parser.add_argument("--downstream", action="store_true", help="also everything that needs the named stages")
-    parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE", help="a trial with another parameter")
+    parser.add_argument(
+        "--set", dest="overrides", type=_override, action="append", default=[], metavar="KEY=VALUE", help="a trial with another parameter"
+    )
     parser.add_argument("--record", action="store_true", help="keep the result as a DVC experiment")
     arguments = vars(parser.parse_args())
-    arguments["overrides"] = {key: yaml.safe_load(value) for key, _, value in (item.partition("=") for item in arguments["overrides"])}
+    arguments["overrides"] = dict(arguments["overrides"])
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have it ignored for what runs in the background
     with temporary_settings({PREFECT_API_URL: flows.server_url()}):
         state = reproduce(**arguments, return_state=True)

@@ -1,10 +1,12 @@
-"""What the system refuses to a flow, to ``make serve`` or to a guard is one line; no server is started."""
+"""What the system refuses to a flow, to ``make serve`` or to a guard is one line, as is a mistake in an argument; no server is started."""
 
 import errno
 import logging
 import subprocess
 import sys
 from types import SimpleNamespace
+
+import pytest
 
 from flows import reproduce as reproduce_module
 from flows import serve
@@ -41,3 +43,10 @@ def test_a_guard():
     done = subprocess.run([sys.executable, "-m", "flows.guard", "/no/such/command"], cwd=PROJECT, capture_output=True, text=True)
     assert done.returncode == 1
     assert done.stderr == "error: /no/such/command: No such file or directory; restore it, or find out what deletes it, then run it again\n"
+
+
+def test_a_value_that_is_none(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["flows.reproduce", "--set", "stage1.learning_rate=[1"])
+    with pytest.raises(SystemExit):
+        reproduce_module.main()
+    assert capsys.readouterr().err.endswith("error: argument --set: stage1.learning_rate=[1: [1 is no value of params.yaml\n")
