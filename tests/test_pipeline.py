@@ -52,7 +52,7 @@ def test_summary_has_both_arms_and_their_protocol(finished):
         assert metrics["protocol"]["num_images"] == 60
         assert metrics["samples"]["fd_efficientnet_lite0"] > 0
         grids = {path.name for path in (finished.folder / f"artifacts/evaluate/{run}").iterdir()}
-        assert grids == {"real.png", "reconstruction_stage1.png", "reconstruction_stage2.png", "samples.png"}
+        assert grids == {"real.png", "reconstruction_stage1.png", "reconstruction_stage2.png", "samples.png", "seal.json"}
 
 
 def test_report_is_one_page_that_needs_nothing_else(finished):

@@ -13,6 +13,7 @@ import publishing
 from params import load_params
 from scratch import SCRATCH_VARIABLE
 from stage import Stage, execute
+from storage.seals import SEAL
 
 PROJECT = Path(__file__).parent.parent
 LEFT_BEHIND = (".incoming", ".outgoing", ".discarded", ".lock")
@@ -47,8 +48,8 @@ def failure(stage: Stage) -> str:
 
 
 def contents(root: Path) -> dict[str, str]:
-    """Of artifact and curves: what else there is differs from run to run."""
-    files = [file for folder in ("artifacts", "curves") for file in (root / folder).rglob("*") if file.is_file()]
+    """Of artifact and curves, without the seal: what else there is differs from run to run."""
+    files = [file for folder in ("artifacts", "curves") for file in (root / folder).rglob("*") if file.is_file() and file.name != SEAL]
     return {str(file.relative_to(root)): file.read_text() for file in files}
 
 

@@ -10,7 +10,7 @@ import torch
 from errors import PipelineError
 from models.autoencoder import Encoder
 from models.bottleneck import build_bottleneck
-from storage.frozen import encoder_config, load_encoder, load_frozen, save_encoder, save_probe
+from storage.frozen import PROBE_FORMAT, encoder_config, load_encoder, load_frozen, save_encoder, save_probe
 from storage.weights import save_weights
 from tests.storage.networks import AUTOENCODER, BOTTLENECK, images, networks, write_frozen
 
@@ -196,7 +196,7 @@ def test_a_probe_of_another_kind_is_refused(tmp_path, latents):
 def test_a_probe_without_images_is_refused(tmp_path):
     write_frozen(tmp_path)
     sha256 = save_weights(tmp_path / "probe.safetensors", {"tokens": torch.zeros(6, 4, 4)})
-    (tmp_path / "probe.json").write_text(json.dumps({"weights_sha256": sha256}))
+    (tmp_path / "probe.json").write_text(json.dumps({"format": PROBE_FORMAT, "weights_sha256": sha256}))
     assert "its probe has" in refusal(tmp_path)
 
 

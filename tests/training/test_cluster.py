@@ -28,6 +28,7 @@ from models.bottleneck import build_bottleneck
 from storage.decoders import save_decoder
 from storage.frozen import load_frozen
 from tests.clone import PROJECT, SMALL, merged
+from tests.sealing import seal
 from tests.training.tiny import SIZE, tiny_params, write_tiny_latents
 from training import cluster
 from training.autoencoder import autoencoder_config, bottleneck_config
@@ -134,6 +135,7 @@ def prepared(tmp_path_factory) -> Path:
     config = autoencoder_config(params.autoencoder, SIZE, build_bottleneck(bottleneck_config(params)), 1.0, 0.0)
     torch.manual_seed(0)
     save_decoder(root / "artifacts/stage2/dae-0", config, Decoder(config), load_frozen(root / "artifacts/freeze/dae-0").sha256)
+    seal(root)
     tree = merged(merged(yaml.safe_load((PROJECT / "params.yaml").read_text()), SMALL), PARAMS)
     (root / "params.yaml").write_text(yaml.safe_dump(tree))
     return root
