@@ -9,6 +9,7 @@ import ast
 import hashlib
 import json
 import sys
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -42,12 +43,13 @@ def loaded_code() -> dict[str, str]:
     """The project's own modules that this process has imported: name -> hash of what they mean."""
     files = {Path(module.__file__) for module in list(sys.modules.values()) if getattr(module, "__file__", None)}
     ours = sorted(file for file in files if file.is_relative_to(PROJECT) and ".venv" not in file.parts and file.suffix == ".py")
-    return {str(file.relative_to(PROJECT)): hashlib.sha256(meaning(file.read_text()).encode()).hexdigest() for file in ours}
+    return {str(file.relative_to(PROJECT)): _hash_of_meaning(file.read_text()) for file in ours}
 
 
-def meaning(source: str) -> str:
-    """Python code without what no result depends on: layout, comments, docstrings, and the words of what is raised or printed."""
-    return ast.dump(_WithoutWords().visit(ast.parse(source)))
+@cache
+def _hash_of_meaning(source: str) -> str:
+    """Of Python code without what no result depends on: layout, comments, docstrings, and the words of what is raised or printed."""
+    return hashlib.sha256(ast.dump(_WithoutWords().visit(ast.parse(source))).encode()).hexdigest()
 
 
 class _WithoutWords(ast.NodeTransformer):
