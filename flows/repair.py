@@ -14,7 +14,7 @@ import sys
 import time
 from contextlib import chdir
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -41,14 +41,14 @@ class _Out(_File):
 
 
 class _Entry(BaseModel):
-    """A stage of dvc.lock. DVC takes one without outputs too, but none of ours is: they come last, and have been cut off."""
+    """A stage of dvc.lock, as far as DVC insists on it."""
 
     model_config = ConfigDict(extra="forbid")
 
     cmd: str | list[str]
     deps: list[_File] = []
     params: dict[str, dict[str, Any]] = {}
-    outs: Annotated[list[_Out], Field(min_length=1)]
+    outs: list[_Out] = []
 
 
 class _Lock(BaseModel):
@@ -121,12 +121,13 @@ def _repair_rwlock(root: Path) -> str | None:
 
 
 def is_whole(text: str) -> bool:
-    """Whether DVC would take this for a lock file, and its last line has an end."""
+    """Whether DVC would take this for a lock file, its last line has an end, and its last stage has outputs: DVC writes them last."""
     try:
-        _Lock.model_validate(yaml.load(text, yaml.CSafeLoader))
+        lock = _Lock.model_validate(yaml.load(text, yaml.CSafeLoader))
     except (yaml.YAMLError, ValidationError):
         return False
-    return text.endswith("\n")
+    last = list(lock.stages.values())[-1:]
+    return text.endswith("\n") and all(entry.outs for entry in last)
 
 
 def whole_entries(text: str) -> dict[str, str]:

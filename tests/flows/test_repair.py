@@ -82,6 +82,12 @@ def test_stages_that_a_cut_at_the_end_of_a_line_has_lost_are_taken_back(tmp_path
         assert repair(tmp_path) == []
 
 
+def test_a_stage_of_the_users_own_without_outputs_is_no_sign_of_a_cut(tmp_path, _toy):
+    own = HEADER + ENTRY.format(name="own").partition("    outs:")[0] + ENTRY.format(name="report")
+    (tmp_path / LOCK).write_text(own)
+    assert repair(tmp_path) == [] and (tmp_path / LOCK).read_text() == own
+
+
 def test_a_lock_of_another_commit_is_left_alone_where_dvc_yaml_lacks_the_stages_too(tmp_path, monkeypatch):
     (tmp_path / LOCK).write_text(WHOLE)
     assert repair(tmp_path) == []
