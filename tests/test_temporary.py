@@ -20,6 +20,16 @@ with private_temporary_folder() as folder:
     print(folder, flush=True)
     time.sleep(600)
 """
+FORKSERVER = """
+import multiprocessing
+import os
+from temporary import private_temporary_folder
+with private_temporary_folder() as folder:
+    with multiprocessing.get_context("forkserver").Pool(1) as pool:
+        assert pool.apply(os.getpid)
+    assert any(folder.glob("pymp-*"))
+print("done")
+"""
 
 
 @pytest.fixture
@@ -37,15 +47,20 @@ def waiting(base: Path) -> tuple[subprocess.Popen, Path]:
     return process, Path(process.stdout.readline().strip())
 
 
-def test_it_is_the_temporary_folder_of_process_and_children_and_then_gone(base):
+def test_it_is_the_temporary_folder_of_process_and_children(base):
     with private_temporary_folder() as folder:
         assert folder.parent == base
         assert tempfile.gettempdir() == os.environ["TMPDIR"] == str(folder)
         command = [sys.executable, "-c", "import tempfile; print(tempfile.gettempdir())"]
         assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip() == str(folder)
-        tempfile.mkstemp()
-    assert list(base.iterdir()) == []
     assert tempfile.gettempdir() == os.environ["TMPDIR"] == str(base)
+
+
+def test_it_goes_with_the_process_and_without_a_word(base):
+    """Also where multiprocessing keeps the sockets of its servers in it, and deletes them itself at the very end."""
+    done = subprocess.run([sys.executable, "-c", FORKSERVER], cwd=PROJECT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "done\n", "")
+    assert list(base.iterdir()) == []
 
 
 def test_a_killed_processs_folder_goes_and_that_of_a_running_one_stays(base):
@@ -79,4 +94,3 @@ def test_a_base_too_deep_for_sockets_is_not_used(tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     with private_temporary_folder() as folder:
         assert folder.parent == Path("/tmp")
-    assert not folder.exists()
