@@ -12,7 +12,7 @@ from errors import PipelineError
 from evaluation.extractors import Extractor
 from evaluation.fidelity import Reference, build_protocol
 from sections import Evaluation
-from storage.files import MANIFEST, read_json, sha256_file, write_json
+from storage.files import MANIFEST, read_json, require_format, sha256_file, write_json
 from storage.shards import ShardDataset, read_manifest
 from storage.weights import load_weights, save_weights
 
@@ -66,8 +66,7 @@ def load_reference(folder: Path, shards: Path, extractor: Extractor, settings: E
         PipelineError: when it is damaged, of other images than these shards, or of another protocol than asked for.
     """
     manifest = read_json(folder / MANIFEST, ReferenceRecord)
-    if manifest["format"] != FORMAT:
-        raise PipelineError(f"{folder / MANIFEST}: not a reference in format {FORMAT}; run dvc repro reference")
+    require_format(folder / MANIFEST, manifest["format"], FORMAT, "a reference", "dvc repro reference")
     weights = load_weights(folder / FEATURES)
     if "features" not in weights:
         raise PipelineError(f"{folder / FEATURES}: holds no features; delete the folder and run dvc repro reference")

@@ -8,7 +8,7 @@ from torch import nn
 
 from errors import PipelineError
 from models.autoencoder import AutoencoderConfig, Decoder
-from storage.files import read_json, sha256_file, write_json
+from storage.files import read_json, require_format, sha256_file, write_json
 from storage.weights import build_from, load_into, save_weights
 
 FORMAT = "dae-decoder-1"
@@ -38,8 +38,7 @@ def load_decoder(folder: Path, frozen_sha256: str) -> Decoder:
             or is damaged.
     """
     record = read_json(folder / "decoder.json", DecoderRecord)
-    if record["format"] != FORMAT:
-        raise PipelineError(f"{folder / 'decoder.json'}: not a decoder in format {FORMAT}; run dvc repro to remake it")
+    require_format(folder / "decoder.json", record["format"], FORMAT, "a decoder")
     if record["frozen_sha256"] != frozen_sha256:
         raise PipelineError(
             f"{folder}: this decoder was trained on frozen encoder {record['frozen_sha256'][:16]}, but the frozen encoder here is "

@@ -58,6 +58,12 @@ def require_keys(path: Path, tree, kind: type[BaseModel]) -> None:
         raise PipelineError(f"{path}: {key}: {first['msg'].lower()}; delete the folder and run dvc repro to remake it") from None
 
 
+def require_format(path: Path, found: str | None, expected: str, what: str, command: str = "dvc repro") -> None:
+    """Refuse a file of another format than its reader knows, naming it and the command that makes it again."""
+    if found != expected:
+        raise PipelineError(f"{path}: not {what} in format {expected}; run {command} to remake it")
+
+
 def sha256_bytes(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from errors import PipelineError
 from models.autoencoder import AutoencoderConfig, Encoder, from_uint8
 from models.bottleneck import build_bottleneck
-from storage.files import read_json, write_json
+from storage.files import read_json, require_format, write_json
 from storage.weights import build_from, content_sha256, load_into, load_weights, save_weights
 
 FORMAT = "dae-frozen-1"
@@ -128,8 +128,7 @@ def load_encoder(folder: Path) -> Frozen:
     """
     path = folder / "config.json"
     config = read_json(path, EncoderRecord)
-    if config.pop("format") != FORMAT:
-        raise PipelineError(f"{path}: not an encoder in format {FORMAT}; run dvc repro to remake it")
+    require_format(path, config.pop("format"), FORMAT, "an encoder")
     recorded = config.pop("sha256")
     encoder = build_from(path, lambda shape: Encoder(AutoencoderConfig(**shape)), config["autoencoder"])
     bottleneck = build_from(path, build_bottleneck, config["bottleneck"])
@@ -150,8 +149,7 @@ def load_frozen(folder: Path) -> Frozen:
     """
     frozen = load_encoder(folder)
     record = read_json(folder / "probe.json", ProbeRecord)
-    if record["format"] != PROBE_FORMAT:
-        raise PipelineError(f"{folder / 'probe.json'}: not a probe in format {PROBE_FORMAT}; run dvc repro freeze to remake it")
+    require_format(folder / "probe.json", record["format"], PROBE_FORMAT, "a probe", "dvc repro freeze")
     probe = load_weights(folder / "probe.safetensors", record["weights_sha256"])
     latents = frozen.encode(probe.pop("images")) if "images" in probe else {}
     made, held = ({name: tuple(values.shape) for name, values in sorted(tree.items())} for tree in (latents, probe))

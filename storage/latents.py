@@ -17,7 +17,7 @@ from pydantic import BaseModel
 from torch import Tensor
 
 from errors import PipelineError
-from storage.files import MANIFEST, read_json, sha256_bytes, sha256_file, write_atomic, write_json
+from storage.files import MANIFEST, read_json, require_format, sha256_bytes, sha256_file, write_atomic, write_json
 from storage.moments import combine_moments, measure_moments, statistics_of
 
 FORMAT = "dae-latents-1"
@@ -199,8 +199,7 @@ class LatentDataset:
     def __init__(self, folder: Path, split: str, frozen_sha256: str | None = None):
         self.folder, self.split = folder, split
         manifest = read_json(folder / MANIFEST, LatentsRecord)
-        if manifest["format"] != FORMAT:
-            raise PipelineError(f"{folder / MANIFEST}: not latents in format {FORMAT}; run dvc repro encode")
+        require_format(folder / MANIFEST, manifest["format"], FORMAT, "latents", "dvc repro encode")
         self.frozen_sha256 = manifest["frozen_sha256"]
         if frozen_sha256 is not None and self.frozen_sha256 != frozen_sha256:
             raise PipelineError(
@@ -300,6 +299,5 @@ def _read_table(path: Path) -> tuple[pa.Table, dict[str, str]]:
         error = " ".join(str(error).split())
         raise PipelineError(f"{path}: damaged latents ({error}); delete the folder and run dvc repro encode") from None
     metadata = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
-    if metadata.get("format") != FORMAT:
-        raise PipelineError(f"{path}: not latents in format {FORMAT}; run dvc repro encode")
+    require_format(path, metadata.get("format"), FORMAT, "latents", "dvc repro encode")
     return table, metadata

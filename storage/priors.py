@@ -7,7 +7,7 @@ from torch import nn
 
 from errors import PipelineError
 from models.priors import build_prior, prior_config
-from storage.files import read_json, write_json
+from storage.files import read_json, require_format, write_json
 from storage.weights import build_from, load_into, save_weights
 
 FORMAT = "dae-prior-1"
@@ -48,8 +48,7 @@ def load_prior(folder: Path, frozen_sha256: str) -> tuple[nn.Module, list[int]]:
             or is damaged.
     """
     record = read_json(folder / "prior.json", PriorRecord)
-    if record["format"] != FORMAT:
-        raise PipelineError(f"{folder / 'prior.json'}: not a prior in format {FORMAT}; run dvc repro prior to remake it")
+    require_format(folder / "prior.json", record["format"], FORMAT, "a prior", "dvc repro prior")
     if record["frozen_sha256"] != frozen_sha256:
         raise PipelineError(
             f"{folder}: this prior was trained on frozen encoder {record['frozen_sha256'][:16]}, but the frozen encoder here is "
