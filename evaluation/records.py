@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pydantic import BaseModel, FiniteFloat
 
+from storage.shards import PreparedRecord
+
 
 class DurationRecord(BaseModel):
     """A stage's durations file."""
@@ -57,21 +59,13 @@ class TrainingRecord(BaseModel):
     num_skipped_steps: int = 0
 
 
-class SourceRecord(BaseModel):
-    kind: str
-    path: str
-
-
 class SkippedRecord(BaseModel):
     name: str
     reason: str
 
 
-class DataRecord(BaseModel):
-    """What the manifest of the data set's shards holds beside what every such manifest does."""
+class DataRecord(PreparedRecord):
+    """What the report tells of the shards, beside what their manifest always holds."""
 
-    source: SourceRecord
-    num_found: int
-    num_skipped: int
     skipped: list[SkippedRecord]
     ignored: dict[str, int]

@@ -14,7 +14,7 @@ from storage.files import MANIFEST, read_json, require_keys
 from storage.frozen import Frozen, OfEncoder, load_frozen
 from storage.priors import load_prior
 from storage.seals import check_seals
-from storage.shards import read_manifest
+from storage.shards import PreparedRecord, read_manifest
 
 STAGES_WITH_ARTIFACTS = ("stage1", "freeze", "stage2", "prior", "sample")
 STAGES_WITH_METRICS = ("stage1", "stage2", "prior", "evaluate")
@@ -42,23 +42,15 @@ class FloorRecord(BaseModel):
     floor: dict[str, float]
 
 
-class SourceEntry(BaseModel):
-    kind: str
-    path: str
-
-
 class DatasetEntry(BaseModel):
     resize_filter: str
     crop: str
 
 
-class DataRecord(BaseModel):
+class DataRecord(PreparedRecord):
     """What the model card tells of the shards, beside what their manifest always holds."""
 
-    source: SourceEntry
     dataset: DatasetEntry
-    num_found: int
-    num_skipped: int
 
 
 RECORDS = {"stage1": TrainedRecord, "stage2": TrainedRecord, "prior": TrainedRecord, "evaluate": EvaluatedRecord}

@@ -54,6 +54,19 @@ class ShardsRecord(BaseModel):
     splits: dict[str, SplitEntry]
 
 
+class SourceRecord(BaseModel):
+    kind: str
+    path: str
+
+
+class PreparedRecord(BaseModel):
+    """What the shards stage adds to the manifest for whoever tells of the data; the samples of a run have none of it."""
+
+    source: SourceRecord
+    num_found: int
+    num_skipped: int
+
+
 def write_shard(path: Path, samples: Iterable[tuple[str, np.ndarray, int | None]], image_format: str) -> dict:
     """Write one tar of ``(key, pixels, label or None)``; it appears under its name only when it is complete.
 
