@@ -69,12 +69,12 @@ def repair(root: Path) -> list[str]:
 
 
 def _repair_lock(root: Path) -> str | None:
-    text = _read_settled(root / LOCK, lambda text: is_whole(text) and not _lost(root, text))
+    earlier = _earlier(root)
+    text = _read_settled(root / LOCK, lambda text: is_whole(text) and not _lost(root, text, earlier))
     if text is None:
         return None
-    earlier = _earlier(root)
     if is_whole(text):
-        kept, taken = whole_entries(text + END), _lost(root, text)
+        kept, taken = whole_entries(text + END), _lost(root, text, earlier)
         what = f"{LOCK} lacked stages that an earlier one has"
         if not taken:
             _write(root / LAST_WHOLE_LOCK, text)
@@ -93,12 +93,12 @@ def _repair_lock(root: Path) -> str | None:
     return f"{what}: {len(kept)} stages kept, {len(taken)} taken from an earlier one; what has finished since comes back from DVC's cache"
 
 
-def _lost(root: Path, text: str) -> set[str]:
+def _lost(root: Path, text: str, earlier: dict[str, str]) -> set[str]:
     """Stages of dvc.yaml that an earlier lock file had and a whole one has not: it was cut off at the end of an entry.
 
     Or another commit was checked out, in which they had not run. To take them back does no harm: DVC holds each against its files.
     """
-    missing = _earlier(root).keys() - whole_entries(text + END)
+    missing = earlier.keys() - whole_entries(text + END)
     if not missing:
         return set()
     from flows.graph import stage_names  # loads DVC, for a second or two
