@@ -72,11 +72,12 @@ class Progress:
     @property
     def batch_division(self) -> str:
         """In words, among how many workers and in how many parts each batch was divided."""
-        return "; ".join(
-            f"{f'from step {step}: ' if step else ''}{num_workers} worker{'s' * (num_workers > 1)}, "
-            f"{num_parts} part{'s' * (num_parts > 1)}{' each' * (num_workers > 1)}"
-            for step, num_workers, num_parts in self.divisions
-        )
+        phrases = []
+        for step, num_workers, num_parts in self.divisions:
+            since = f"from step {step}: " if step else ""
+            each = " each" if num_workers > 1 else ""
+            phrases.append(f"{since}{_count(num_workers, 'worker')}, {_count(num_parts, 'part')}{each}")
+        return "; ".join(phrases)
 
 
 class Trainer:
@@ -301,6 +302,10 @@ def curves_csv(rows: list[dict[str, float]]) -> bytes:
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue().encode()
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def _copy(state: dict[str, Tensor]) -> dict[str, Tensor]:
