@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
-from pydantic import ValidationError, model_validator
+from pydantic import TypeAdapter, ValidationError, model_validator
 
 from errors import PipelineError
 from sections import (
@@ -22,13 +22,13 @@ from sections import (
     Evaluation,
     Experiment,
     Freeze,
+    Optimization,
     Prior,
     ReconstructionLoss,
     Report,
     Runtime,
     Sample,
     Stage1,
-    Stage2,
 )
 from source_check import require_source
 from validation import Name, Section, explain
@@ -48,7 +48,7 @@ class Params(Section):
     bottleneck: Bottleneck
     reconstruction_loss: ReconstructionLoss
     stage1: Stage1
-    stage2: Stage2
+    stage2: Optimization
     arms: dict[Name, Arm]
     freeze: Freeze
     encode: Encode
@@ -65,6 +65,8 @@ class Params(Section):
             raise ValueError(f"experiment.arms names {unknown[0]!r}, but arms has only: {', '.join(self.arms)}")
         self._check_shapes()
         self._check_kinds()
+        for arm in self.experiment.arms:
+            self.check_arm(arm)
         self._check_numbers_of_images()
         return self
 
@@ -91,10 +93,35 @@ class Params(Section):
                 f"sample.sampler {sampler} does not sample from prior.kind {prior}: set sample.sampler to "
                 f"{' or '.join(SAMPLERS_OF_PRIOR[prior])}, or prior.kind to {' or '.join(priors)}"
             )
-        if self.stage2.latent_noise and bottleneck != "kl":
-            raise ValueError(f"stage2.latent_noise {self.stage2.latent_noise} needs bottleneck.kind kl; with {bottleneck} it must be 0.0")
         if self.sample.guidance_scale != 1.0 and not self.prior.class_conditional:
             raise ValueError("sample.guidance_scale other than 1 needs prior.class_conditional: true")
+
+    def check_arm(self, name: str) -> None:
+        """Hold an arm against the other sections. Arms that are not run may be for another kind of bottleneck.
+
+        Raises:
+            ValueError: naming the key that does not fit.
+        """
+        arm, head_start, bottleneck = self.arms[name], self.reconstruction_loss.discriminator_head_start, self.bottleneck.kind
+        for stage in ("stage1", "stage2"):
+            key, section = f"arms.{name}.{stage}", getattr(arm, stage)
+            num_adversarial = section.num_adversarial_steps
+            if num_adversarial and num_adversarial + head_start > section.num_steps:
+                raise ValueError(
+                    f"{key}: num_adversarial_steps {num_adversarial} and reconstruction_loss.discriminator_head_start {head_start} "
+                    f"do not fit into num_steps {section.num_steps}"
+                )
+            if section.latent_noise and section.latent_noise.kind == "swapped" and bottleneck == "kl":
+                raise ValueError(f"{key}.latent_noise: kind swapped needs tokens, and bottleneck.kind is kl; set added or interpolated")
+        try:
+            own = arm.stage1.bottleneck or {}
+            TypeAdapter(Bottleneck).validate_python(self.bottleneck.model_dump() | own | {"kind": bottleneck})
+        except ValidationError as error:
+            first = error.errors()[0]
+            location = ".".join(str(part) for part in first["loc"][1:] or own)
+            raise ValueError(f"arms.{name}.stage1.bottleneck.{location}: {first['msg']} (it holds what differs from bottleneck)") from None
+        if "kind" in own:
+            raise ValueError(f"arms.{name}.stage1.bottleneck.kind: every arm has the kind of bottleneck, {bottleneck}; take it out")
 
     def _check_numbers_of_images(self) -> None:
         dataset, evaluation = self.dataset, self.evaluation
@@ -156,12 +183,17 @@ def _check_pair(bottleneck: str, prior: str) -> None:
 
 
 def select_sections(params: Params, sections: tuple[str, ...], arm: str | None) -> SimpleNamespace:
-    """Return only the named sections, plus ``runtime``.
+    """Return only the named sections, plus ``runtime``, for an arm whether or not experiment.arms names it.
 
     ``"prior"`` becomes ``view.prior``; ``"arms.{arm}.stage1"`` becomes ``view.arm.stage1`` for the given arm; of
     ``"prior.class_conditional"`` there is nothing else in ``view.prior``.
     """
     view = SimpleNamespace(runtime=params.runtime, arm=SimpleNamespace())
+    if arm in params.arms:
+        try:
+            params.check_arm(arm)
+        except ValueError as error:
+            raise PipelineError(f"params.yaml: {error}") from None
     for section in sections:
         if section.startswith("arms.{arm}."):
             if arm not in params.arms:

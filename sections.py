@@ -10,7 +10,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from validation import Count, Fraction, Name, PositiveFloat, PositiveInt, Probability, Section, StepOrFraction, Weight
+from validation import Count, Fraction, Name, PositiveFloat, PositiveInt, Probability, Section, Weight
 
 MAX_CODES = 2**31 - 1
 MAX_IMAGE_SIZE = 16384
@@ -97,19 +97,11 @@ class ReconstructionLoss(Section):
     perceptual: Literal["efficientnet-lite0", "lpips", "none"]
     perceptual_weight: Weight
     perceptual_weights_path: str | None
-    adversarial_weight: Weight
-    discriminator_start: StepOrFraction
-    adversarial_start: StepOrFraction
+    adversarial_weight: PositiveFloat
+    discriminator_head_start: Count
     discriminator_channels: PositiveInt
     discriminator_num_layers: PositiveInt
     discriminator_learning_rate_factor: PositiveFloat
-
-    @model_validator(mode="after")
-    def _discriminator_first(self):
-        same_unit = type(self.discriminator_start) is type(self.adversarial_start)
-        if not same_unit or self.discriminator_start > self.adversarial_start:
-            raise ValueError("discriminator_start must not come after adversarial_start, and both must be steps or both fractions")
-        return self
 
 
 class Optimization(Section):
@@ -143,20 +135,38 @@ class Stage1(Optimization):
     horizontal_flip: bool
 
 
-class Stage2(Optimization):
-    latent_noise: Weight
+class NoiseOnLatents(Section):
+    """Interpolated or added noise, on latents of any kind, in their own standard deviations."""
+
+    kind: Literal["interpolated", "added"]
+    strength: PositiveFloat
+
+
+class SwappedTokens(Section):
+    """A share of the tokens exchanged for near codes."""
+
+    kind: Literal["swapped"]
+    strength: Annotated[float, Field(gt=0, le=1)]
+
+
+LatentNoise = Annotated[NoiseOnLatents | SwappedTokens | None, Field(discriminator="kind")]
 
 
 class ArmStage1(Section):
     num_steps: PositiveInt
+    num_adversarial_steps: Count
     channels_multiplier: Annotated[float, Field(gt=0, le=1)]
     dropout: Probability
-    latent_noise: Weight
+    latent_noise: LatentNoise
+    bottleneck: dict[str, int | float | list[int]] | None  # params.py holds it to the section of that name
 
 
 class ArmStage2(Section):
     num_steps: Count
+    num_adversarial_steps: Count
     start: Literal["fresh", "stage1"]
+    learning_rate_factor: Annotated[float, Field(gt=0, le=1)]
+    latent_noise: LatentNoise
 
 
 class Arm(Section):
@@ -167,6 +177,8 @@ class Arm(Section):
     def _decoder_exists_and_fits(self):
         if self.stage2.num_steps == 0 and self.stage2.start != "stage1":
             raise ValueError("stage2.num_steps is 0, so stage2.start must be stage1: a fresh decoder would stay untrained")
+        if self.stage2.num_steps == 0 and self.stage2.latent_noise:
+            raise ValueError("stage2.num_steps is 0, so stage2.latent_noise must be null: no decoder would see it")
         if self.stage2.start == "stage1" and self.stage1.channels_multiplier != 1.0:
             raise ValueError("stage2.start: stage1 needs stage1.channels_multiplier 1.0: a narrower decoder does not fit the full one")
         return self

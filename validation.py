@@ -16,7 +16,6 @@ Weight = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Probability = Annotated[float, Field(ge=0, lt=1)]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9_]+$", max_length=64)]  # part of file names
-StepOrFraction = Annotated[int, Field(ge=0)] | Probability
 NO_SECTION = ("model_type", "model_attributes_type", "dict_type")
 
 
@@ -50,18 +49,16 @@ def explain(error: ValidationError, tree: dict, model: type[BaseModel]) -> str:
         message = first["msg"].removeprefix("Value error, ")
         message = message[0].lower() + message[1:]
         if first["type"] != "value_error":
-            message = _with_value(first, message, is_one_of_several=len(errors) > 1)
+            message = _with_value(first, message)
     dotted = ".".join(str(part) for part in path)
     more = len(errors) - 1
     return (f"{dotted}: " if dotted else "") + message + (f" (and {more} more)" if more else "")
 
 
-def _with_value(item: dict, message: str, is_one_of_several: bool) -> str:
+def _with_value(item: dict, message: str) -> str:
     found = item["input"]
     if item["type"] in NO_SECTION:
         message = "must be a section: indented lines of key: value"
-    elif isinstance(found, float) and item["type"] == "int_type" and is_one_of_several:
-        message = "must be a step (a whole number) or a fraction less than 1"
     message = f"got {found!r}; {message}"
     if isinstance(found, str) and _is_finite_number(found):
         number = int(float(found)) if item["type"] == "int_type" else float(found)

@@ -16,6 +16,7 @@ from training.loop import Trainer
 
 NUM_IMAGES = {"train": 1000, "validation": 100}
 NUM_STEPS = 6  # discriminator and adversarial loss set in at their share of them, as in a whole run
+SHORT = {"num_steps": NUM_STEPS, "num_adversarial_steps": NUM_STEPS // 2, "start": "fresh"}
 NUM_REPETITIONS = 11
 MORE_THAN = 1.0
 
@@ -49,7 +50,7 @@ def main() -> int:
         inputs.encode.mkdir()
         encode.run(params, inputs, SimpleNamespace(artifact=inputs.encode, scratch=folder / "scratch"))
         device = prepare_device(params.runtime)
-        params.arm.stage2 = params.arm.stage2.model_copy(update={"num_steps": NUM_STEPS, "start": "fresh"})
+        params.arm.stage2 = params.arm.stage2.model_copy(update=SHORT)
 
         def steps(build) -> None:
             objective, checkpoints = prepared[build], folder / f"checkpoints-{next(numbers)}"

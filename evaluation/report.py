@@ -143,13 +143,27 @@ def describe_arm(arm: dict) -> str:
     stage1, stage2 = arm["stage1"], arm["stage2"]
     weakness = [f"{stage1['channels_multiplier']:g} × the channels"] if stage1["channels_multiplier"] != 1 else []
     weakness += [f"dropout {stage1['dropout']:g}"] if stage1["dropout"] else []
-    weakness += [f"noise {stage1['latent_noise']:g} on its input"] if stage1["latent_noise"] else []
     decoder = f"an auxiliary decoder of {' and '.join(weakness)}" if weakness else "the full decoder"
-    first = f"Encoder and {decoder} learn together for {stage1['num_steps']:,} steps"
+    first = f"Encoder and {decoder} learn together for {stage1['num_steps']:,} steps{_describe_noise(stage1['latent_noise'])}"
+    if stage1["bottleneck"]:
+        first += f", with a bottleneck of {', '.join(f'{key} {json.dumps(value)}' for key, value in stage1['bottleneck'].items())}"
     if stage2["num_steps"] == 0:
         return f"{first}; there is no second stage."
     second = "a fresh full decoder learns" if stage2["start"] == "fresh" else "the same decoder goes on learning"
-    return f"{first}; then the encoder is frozen and {second} for {stage2['num_steps']:,} steps."
+    rate = f" at {stage2['learning_rate_factor']:g} × the rate" if stage2["learning_rate_factor"] != 1 else ""
+    noise = _describe_noise(stage2["latent_noise"])
+    return f"{first}; then the encoder is frozen and {second} for {stage2['num_steps']:,} steps{rate}{noise}."
+
+
+def _describe_noise(noise: dict | None) -> str:
+    if not noise:
+        return ""
+    strength = noise["strength"]
+    return {
+        "interpolated": f", with latents interpolated towards noise of {strength:g} standard deviations",
+        "added": f", with noise of {strength:g} standard deviations added to the latents",
+        "swapped": f", with {strength:.0%} of the tokens swapped for near ones",
+    }[noise["kind"]]
 
 
 def _arm_view(summary: dict, parameters: dict, arm: str) -> dict:

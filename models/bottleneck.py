@@ -7,6 +7,7 @@ One interface for all kinds, so that stages need not know which one they hold::
     decode(latents) -> z                    the decoder's input, from what was stored
     encoder_channels, latent_channels       what the encoder must put out, and what decode() does
     is_discrete                             True: stores {"tokens": (B, h, w) int64} below num_codes; False: {"mean", "logvar"}
+    swap_tokens(tokens, share)              only of tokens: so large a share of them exchanged for near codes
 
 Letters in shape comments: B batch, D latent channels, h w latent positions.
 """
@@ -25,6 +26,7 @@ class BottleneckOutput:
     z: Tensor  # (B, D, h, w), the decoder's input
     loss: Tensor  # scalar
     metrics: dict[str, Tensor]  # scalars to log
+    tokens: Tensor | None = None  # (B, h, w) int64; None for continuous latents
 
 
 class VectorQuantizer(nn.Module):
@@ -62,7 +64,7 @@ class VectorQuantizer(nn.Module):
             codebook = F.mse_loss(codes, z.detach())
             quantized = z + (codes - z).detach()
             metrics = {"commitment": commitment.detach(), **usage_metrics(counts)}
-            return BottleneckOutput(quantized.permute(0, 3, 1, 2), codebook + self.commitment_weight * commitment, metrics)
+            return BottleneckOutput(quantized.permute(0, 3, 1, 2), codebook + self.commitment_weight * commitment, metrics, tokens)
 
     def encode(self, z: Tensor) -> dict[str, Tensor]:
         """Encoder output (B, D, h, w) to ``{"tokens": (B, h, w) int64}``."""
@@ -72,6 +74,17 @@ class VectorQuantizer(nn.Module):
     def decode(self, latents: dict[str, Tensor]) -> Tensor:
         """``{"tokens": (B, h, w)}`` to the decoder's input (B, D, h, w)."""
         return F.normalize(F.embedding(latents["tokens"], self.codebook), dim=-1).permute(0, 3, 1, 2)
+
+    @torch.no_grad()
+    def swap_tokens(self, tokens: Tensor, share: float) -> Tensor:
+        """Tokens (B, h, w), each exchanged with probability ``share`` for one of the nearest other codes, 1 in 32 of all."""
+        chosen = torch.rand(tokens.shape, device=tokens.device) < share  # (B, h, w)
+        codes = F.normalize(self.codebook, dim=-1)
+        similarity = codes[tokens[chosen]] @ codes.T  # (number chosen, num_codes)
+        similarity.scatter_(1, tokens[chosen][:, None], -torch.inf)
+        near = similarity.topk(max(1, self.num_codes // 32), dim=1).indices  # (number chosen, number of near codes)
+        drawn = torch.randint(near.shape[1], (len(near), 1), device=tokens.device)
+        return tokens.masked_scatter(chosen, near.gather(1, drawn))
 
     def _normalize(self, z: Tensor) -> Tensor:
         return F.normalize(z.float().permute(0, 2, 3, 1), dim=-1)  # (B, h, w, D)
@@ -130,9 +143,10 @@ class FiniteScalarQuantizer(nn.Module):
             bounded = self._bound(z)  # (B, h, w, D)
             digits = self._round(bounded)  # (B, h, w, D)
             quantized = bounded + (digits - self.levels // 2 - bounded).detach()
-            counts = count_tokens(self._to_tokens(digits), self.num_codes, all_workers=self.training)
+            tokens = self._to_tokens(digits)  # (B, h, w)
+            counts = count_tokens(tokens, self.num_codes, all_workers=self.training)
             scaled = (quantized / (self.levels // 2)).permute(0, 3, 1, 2)  # (B, D, h, w)
-            return BottleneckOutput(scaled, scaled.new_zeros(()), usage_metrics(counts))
+            return BottleneckOutput(scaled, scaled.new_zeros(()), usage_metrics(counts), tokens)
 
     @torch.no_grad()
     def encode(self, z: Tensor) -> dict[str, Tensor]:
@@ -145,6 +159,17 @@ class FiniteScalarQuantizer(nn.Module):
         digits = latents["tokens"][..., None] // self.place_values % self.levels  # (B, h, w, D)
         half = self.levels // 2
         return ((digits - half).float() / half).permute(0, 3, 1, 2)
+
+    @torch.no_grad()
+    def swap_tokens(self, tokens: Tensor, share: float) -> Tensor:
+        """Tokens (B, h, w), each exchanged with probability ``share`` for one whose value in one channel is a level higher or lower."""
+        chosen = torch.rand(tokens.shape, device=tokens.device) < share  # (B, h, w)
+        channel = torch.randint(len(self.levels), tokens.shape, device=tokens.device)
+        place, num_levels = self.place_values[channel], self.levels[channel]  # (B, h, w) each
+        digit = tokens // place % num_levels
+        is_up = torch.rand(tokens.shape, device=tokens.device) < 0.5
+        is_up = (digit == 0) | is_up & (digit < num_levels - 1)  # the outermost levels have one neighbour
+        return torch.where(chosen, tokens + torch.where(is_up, place, -place), tokens)
 
     def _bound(self, z: Tensor) -> Tensor:
         """Squash each channel so that rounding gives its levels; an even number of them lies off centre by a half."""
@@ -202,17 +227,6 @@ class DiagonalGaussian(nn.Module):
 def gaussian_kl(mean: Tensor, logvar: Tensor) -> Tensor:
     """KL divergence of N(mean, exp(logvar)) from the standard normal in nats, summed per image: (B, D, h, w) to (B,)."""
     return 0.5 * (mean.square() + logvar.exp() - 1 - logvar).flatten(1).sum(dim=1)
-
-
-def interpolate_towards_noise(z: Tensor, latent_noise: float) -> Tensor:
-    """A decoder's input (B, D, h, w), each image a random way towards noise: (1 - tau) z + tau latent_noise sigma eps.
-
-    tau is uniform in [0, 1) per image, sigma the standard deviation of each channel over the batch, eps standard normal. A decoder
-    that must do with this is weak, and its encoder has to spread what matters (l-DeTok, arXiv 2507.15856).
-    """
-    tau = torch.rand(len(z), 1, 1, 1, device=z.device, dtype=z.dtype)  # (B, 1, 1, 1)
-    sigma = z.detach().std(dim=(0, 2, 3), keepdim=True)  # (1, D, 1, 1)
-    return (1 - tau) * z + tau * latent_noise * sigma * torch.randn_like(z)
 
 
 @torch.no_grad()

@@ -7,10 +7,11 @@ from storage.frozen import encoder_config, save_encoder
 from training.autoencoder import Stage1Objective
 from training.launch import train
 from training.loop import curves_csv
+from training.operations import count_operations
 
 
 def run(params, inputs, outputs) -> dict:
-    num_steps = params.arm.stage1.num_steps
+    num_steps, batch_size = params.arm.stage1.num_steps, params.stage1.batch_size
     trainer = train(Stage1Objective, params, inputs, params.stage1, num_steps, outputs.scratch, f"stage1 {params.run_name}")
     objective, progress = trainer.objective, trainer.progress
     autoencoder = trainer.exported("autoencoder")
@@ -21,7 +22,9 @@ def run(params, inputs, outputs) -> dict:
     last = progress.rows[-1]
     return {
         "num_steps": num_steps,
-        "num_images_seen": num_steps * params.stage1.batch_size,
+        "num_adversarial_steps": params.arm.stage1.num_adversarial_steps,
+        "num_images_seen": num_steps * batch_size,
+        "num_operations": count_operations(objective, batch_size, objective.loss_terms.phases(num_steps)),
         "batch_division": progress.batch_division,
         "num_skipped_steps": progress.num_skipped_steps,
         "num_parameters": {name: sum(p.numel() for p in part.parameters()) for name, part in autoencoder.items()},

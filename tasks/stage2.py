@@ -7,30 +7,36 @@ from storage.frozen import load_frozen
 from training.autoencoder import Stage2Objective
 from training.launch import train
 from training.loop import curves_csv
+from training.operations import count_operations
 
 
 def run(params, inputs, outputs) -> dict:
-    num_steps = params.arm.stage2.num_steps
+    num_steps, batch_size = params.arm.stage2.num_steps, params.stage2.batch_size
     frozen = load_frozen(inputs.freeze)
     if num_steps == 0:
         decoder = load_decoder(inputs.stage1, frozen.sha256)
         save_decoder(outputs.artifact, decoder.config, decoder, frozen.sha256)
         write_atomic(outputs.curves, b"step,num_images\n")
-        return _metrics(0, 0, 0, decoder)
+        return _metrics(params, decoder) | {"num_operations": 0, "num_skipped_steps": 0}
     trainer = train(Stage2Objective, params, inputs, params.stage2, num_steps, outputs.scratch, f"stage2 {params.run_name}")
+    objective, progress = trainer.objective, trainer.progress
     decoder = trainer.exported("decoder")
-    save_decoder(outputs.artifact, trainer.objective.config, decoder, frozen.sha256)
-    write_atomic(outputs.curves, curves_csv(trainer.progress.rows))
-    last = {name: value for name, value in trainer.progress.rows[-1].items() if name.startswith("validation_")}
-    metrics = _metrics(num_steps, num_steps * params.stage2.batch_size, trainer.progress.num_skipped_steps, decoder)
-    return metrics | {"batch_division": trainer.progress.batch_division} | last
+    save_decoder(outputs.artifact, objective.config, decoder, frozen.sha256)
+    write_atomic(outputs.curves, curves_csv(progress.rows))
+    return _metrics(params, decoder) | {
+        "num_operations": count_operations(objective, batch_size, objective.loss_terms.phases(num_steps)),
+        "batch_division": progress.batch_division,
+        "num_skipped_steps": progress.num_skipped_steps,
+        **{name: value for name, value in progress.rows[-1].items() if name.startswith("validation_")},
+    }
 
 
-def _metrics(num_steps: int, num_images_seen: int, num_skipped_steps: int, decoder) -> dict:
+def _metrics(params, decoder) -> dict:
+    num_steps = params.arm.stage2.num_steps
     return {
         "num_steps": num_steps,
-        "num_images_seen": num_images_seen,
-        "num_skipped_steps": num_skipped_steps,
+        "num_adversarial_steps": params.arm.stage2.num_adversarial_steps,
+        "num_images_seen": num_steps * params.stage2.batch_size,
         "num_parameters": {"decoder": sum(p.numel() for p in decoder.parameters())},
     }
 

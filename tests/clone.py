@@ -19,12 +19,15 @@ SMALL = {
     "dataset": {"source": "sources/small.yaml", "num_validation_images": 60, "image_size": 16, "images_per_shard": 50},
     "autoencoder": {"channels": 8},
     "bottleneck": {"num_codes": 16, "code_dim": 4, "revive_after_steps": 3},
-    "reconstruction_loss": {"discriminator_channels": 8},
+    "reconstruction_loss": {"discriminator_head_start": 2, "discriminator_channels": 8},
     "stage1": {"batch_size": 8, "warmup_steps": 2, "validate_every_steps": 6},
     "stage2": {"batch_size": 8, "warmup_steps": 2, "validate_every_steps": 6},
     "arms": {
-        "baseline": {"stage1": {"num_steps": 24}},
-        "dae": {"stage1": {"num_steps": 12, "dropout": 0.5}, "stage2": {"num_steps": 12}},
+        "baseline": {"stage1": {"num_steps": 24, "num_adversarial_steps": 10}},
+        "dae": {
+            "stage1": {"num_steps": 12, "num_adversarial_steps": 5, "dropout": 0.5},
+            "stage2": {"num_steps": 12, "num_adversarial_steps": 10},
+        },
     },
     "encode": {"batch_size": 25},
     "prior": {
@@ -62,7 +65,7 @@ def merged(tree: dict, changes: dict) -> dict:
     """``tree`` with the values of ``changes``, at any depth."""
     return {
         **tree,
-        **{key: merged(tree.get(key, {}), value) if isinstance(value, dict) else value for key, value in changes.items()},
+        **{key: merged(tree.get(key) or {}, value) if isinstance(value, dict) else value for key, value in changes.items()},
     }
 
 

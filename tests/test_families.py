@@ -90,7 +90,7 @@ def test_discrete_pairs_run_from_shards_to_report(encoded, bottleneck, prior, me
     assert ("Masked NLL" in text) == (prior == "maskgit")
 
 
-KL = {"stage2": {"latent_noise": 0.2}, "encode": {"horizontal_flip": True}}
+KL = {"arms": {"dae": {"stage2": {"latent_noise": {"kind": "added", "strength": 0.2}}}}, "encode": {"horizontal_flip": True}}
 
 
 @pytest.mark.parametrize("num_workers", [0, pytest.param(2, marks=pytest.mark.slow)])

@@ -20,7 +20,15 @@ TREE = yaml.safe_load(FILE.read_text())
 REMOVED = object()
 COMMON_SAMPLE = {"num_images": 1000, "batch_size": 250, "images_per_shard": 500, "guidance_scale": 1.0}
 ARM = TREE["arms"]["dae"]
+ADDED, SWAPPED = ({"kind": kind, "strength": 0.5} for kind in ("added", "swapped"))
 HALVED = {"arms.dae.stage1.channels_multiplier": 0.5}
+
+
+KL = {
+    "bottleneck": BOTTLENECKS["kl"],
+    "prior": PRIORS["dit"] | {name: TREE["prior"][name] for name in ("class_conditional", "label_dropout", "training")},
+    "sample": COMMON_SAMPLE | SAMPLERS["heun"],
+}
 
 
 def changed(changes: dict, tree: dict = TREE) -> dict:
@@ -73,6 +81,7 @@ def test_presets_load(preset):
         ("experimnt", "did you mean experiment?"),
         ("arms.dae.stage1.dropuot", "did you mean dropout?"),
         ("arms.dae.stage3", "did you mean stage2?"),
+        ("arms.robust.stage2.latent_noise.strenth", "did you mean strength?"),
         ("prior.training.num_stepss", "did you mean num_steps?"),
         ("stage2.horizontal_flip", "known here: batch_size, learning_rate"),
         ("zzz", "known here: experiment, dataset"),
@@ -131,8 +140,12 @@ def test_missing_parameter(tmp_path, key):
         ("experiment.seeds", [], "at least 1 item"),
         ("experiment.seeds.0", -1, "greater than or equal to 0"),
         ("experiment.arms", "dae", "list"),
-        ("reconstruction_loss.discriminator_start", "half", ""),
-        ("reconstruction_loss.discriminator_start", -1, "0"),
+        ("reconstruction_loss.discriminator_head_start", 0.5, "integer"),
+        ("reconstruction_loss.adversarial_weight", 0.0, "greater than 0"),
+        ("arms.dae.stage1.num_adversarial_steps", -1, "0"),
+        ("arms.dae.stage2.learning_rate_factor", 1.5, "less than or equal to 1"),
+        ("arms.dae_noise.stage1.latent_noise.strength", 0.0, "greater than 0"),
+        ("arms.dae_noise.stage1.latent_noise.kind", "additive", "'interpolated', 'added' or 'swapped'"),
         ("report.title", 5, "string"),
     ],
 )
@@ -146,12 +159,6 @@ def test_wrong_value(tmp_path, key, value, allowed):
 def test_section_that_is_no_mapping(tmp_path, key, value):
     message = complaint(tmp_path, yaml.safe_dump(changed({key: value})))
     assert message.startswith(f"{key}: got {value!r}; ")
-
-
-def test_fraction_above_1_is_told_that_steps_are_whole(tmp_path):
-    message = complaint_about(tmp_path, reconstruction_loss__discriminator_start=1.5)
-    assert message.startswith("reconstruction_loss.discriminator_start: got 1.5; ")
-    assert "fraction" in message or "less than 1" in message
 
 
 @pytest.mark.parametrize(
@@ -200,13 +207,16 @@ def test_text_that_is_no_finite_number_gets_no_advice_to_write_one(tmp_path, key
         ({"evaluation.kid_subset_size": 10**6}, ("evaluation", "kid_subset_size 1000000", "num_images")),
         ({"stage1.accumulate_batches": 3}, ("stage1", "batch_size", "accumulate_batches", "3")),
         ({"prior.training.num_workers": 3}, ("prior.training", "batch_size", "num_workers", "3")),
-        ({"reconstruction_loss.discriminator_start": 0.95}, ("reconstruction_loss", "discriminator_start", "adversarial_start")),
-        ({"reconstruction_loss.discriminator_start": 3}, ("reconstruction_loss", "both must be steps or both fractions")),
-        ({"arms.dae.stage2": {"num_steps": 0, "start": "fresh"}}, ("arms.dae", "stage2.num_steps is 0", "stage2.start must be stage1")),
+        ({"arms.dae.stage1.num_adversarial_steps": 300}, ("arms.dae.stage1: num_adversarial_steps 300", "head_start 64", "num_steps 320")),
+        ({"arms.dae.stage2.num_steps": 0}, ("arms.dae", "stage2.num_steps is 0", "stage2.start must be stage1")),
+        ({"arms.baseline.stage2.latent_noise": ADDED}, ("arms.baseline", "stage2.num_steps is 0", "latent_noise must be null")),
+        ({"arms.dae.stage2.latent_noise": SWAPPED, **KL}, ("arms.dae.stage2.latent_noise", "swapped needs tokens", "added")),
+        ({"arms.dae.stage1.bottleneck": {"num_codse": 8}}, ("arms.dae.stage1.bottleneck.num_codse", "differs from bottleneck")),
+        ({"arms.dae.stage1.bottleneck": {"num_codes": 1}}, ("arms.dae.stage1.bottleneck.num_codes", "greater than or equal to 2")),
+        ({"arms.dae.stage1.bottleneck": {"kind": 1}}, ("arms.dae.stage1.bottleneck.kind", "every arm", "vq")),
         ({"arms.dae.stage2.start": "stage1", **HALVED}, ("arms.dae", "stage2.start", "channels_multiplier 1.0")),
         ({"evaluation.num_images": 2000, "sample.num_images": 2000}, ("evaluation.num_images 2000", "dataset.num_validation_images")),
         ({"autoencoder.attention_resolutions": [5]}, ("autoencoder.attention_resolutions", "5")),
-        ({"stage2.latent_noise": 0.1}, ("stage2.latent_noise 0.1", "bottleneck.kind kl", "vq")),
         (
             {"bottleneck": BOTTLENECKS["kl"]},
             ("bottleneck.kind kl and prior.kind transformer do not go together", "set prior.kind to dit", "bottleneck.kind to vq or fsq"),
@@ -386,6 +396,13 @@ def test_an_arm_that_is_not_declared(arm):
     with pytest.raises(PipelineError) as error:
         select_sections(load_params(FILE), ("arms.{arm}.stage1",), arm)
     assert str(arm) in str(error.value) and "baseline, dae" in str(error.value)
+
+
+def test_an_arm_that_is_not_run_is_held_against_the_sections_when_it_is_asked_for():
+    params = Params.model_validate(changed(KL))  # whose arms still swap tokens
+    select_sections(params, ("arms.{arm}.stage1",), "continued")
+    with pytest.raises(PipelineError, match=r"^params.yaml: arms.robust.stage2.latent_noise: kind swapped needs tokens"):
+        select_sections(params, ("arms.{arm}.stage2",), "robust")
 
 
 def check(*arguments: str, cwd: Path = PROJECT) -> subprocess.CompletedProcess:

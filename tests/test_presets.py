@@ -9,7 +9,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 import yaml
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torchvision.models import vgg16
 
+import evaluation.perceptual
 from models.autoencoder import AutoencoderConfig, Decoder, Encoder
 from models.bottleneck import build_bottleneck
 from models.discriminator import PatchDiscriminator
@@ -18,7 +21,8 @@ from models.transformer import TransformerConfig
 from params import Params, load_params
 from storage.sources import open_source
 from tests.clone import GIT
-from training.autoencoder import autoencoder_config, bottleneck_config
+from training.autoencoder import AutoencoderLoss, autoencoder_config, bottleneck_config
+from training.operations import count_operations
 from training.prior import prior_config
 
 PROJECT = Path(__file__).parent.parent
@@ -33,19 +37,39 @@ def arm_config(params: Params, arm: str) -> AutoencoderConfig:
     """Stage 1's autoencoder of an arm, as training/autoencoder.py builds it."""
     settings = params.arms[arm].stage1
     dropout = max(settings.dropout, params.autoencoder.dropout)
-    bottleneck = build_bottleneck(bottleneck_config(params))
+    bottleneck = build_bottleneck(bottleneck_config(params.bottleneck, settings))
     return autoencoder_config(params.autoencoder, params.dataset.image_size, bottleneck, settings.channels_multiplier, dropout)
 
 
 def prior_of(params: Params, latent_size: int) -> torch.nn.Module:
     """The prior of a preset, as training/prior.py builds it."""
-    bottleneck = build_bottleneck(bottleneck_config(params))
+    bottleneck = build_bottleneck(bottleneck_config(params.bottleneck, params.arms["baseline"].stage1))
     kind = {
         "num_codes": getattr(bottleneck, "num_codes", None),
         "num_channels": None if bottleneck.is_discrete else bottleneck.latent_channels,
     }
     latents = SimpleNamespace(grid=(latent_size, latent_size), labels=list(range(NUM_CLASSES)), **kind)
     return build_prior(prior_config(params.prior, latents))
+
+
+def num_operations(params: Params, arm: str, stage: str) -> int:
+    """Of all steps of a stage: autoencoder and losses, but not the bottleneck, whose share is small. Nothing is computed."""
+    settings, side = getattr(params.arms[arm], stage), params.dataset.image_size
+    full, config = arm_config(params, "baseline"), arm_config(params, arm if stage == "stage1" else "baseline")
+    loss_terms = AutoencoderLoss(params.reconstruction_loss, settings, None, torch.device("cpu"))
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        encoder, decoder = Encoder(full), Decoder(config)
+        shape = params.reconstruction_loss.discriminator_channels, params.reconstruction_loss.discriminator_num_layers
+        modules = {"discriminator": PatchDiscriminator(*shape)} if settings.num_adversarial_steps else {}
+        images, latents = (torch.empty(1, channels, size, size) for channels, size in ((3, side), (full.latent_channels, full.latent_size)))
+        loss_terms.discriminator = modules.get("discriminator")
+
+        def loss(batch, step):
+            z = encoder(images)[:, : full.latent_channels] if stage == "stage1" else latents
+            return loss_terms(decoder(z), images, decoder.last_layer, step)
+
+        objective = SimpleNamespace(modules={"decoder": decoder, **modules}, examples=SimpleNamespace(batch=lambda indices: {}), loss=loss)
+        return count_operations(objective, getattr(params, stage).batch_size, loss_terms.phases(settings.num_steps))
 
 
 def num_parameters(module: torch.nn.Module) -> int:
@@ -62,7 +86,9 @@ def test_the_default_preset_is_params_yaml():
 
 @each_preset
 def test_its_values_are_valid(name):
-    load_params(PRESETS[name])
+    params = load_params(PRESETS[name])
+    for arm in params.arms:  # also those that it does not run
+        params.check_arm(arm)
 
 
 @each_preset
@@ -78,24 +104,46 @@ def test_the_command_line_accepts_it(name):
         assert (result.returncode, result.stderr) == (0, "")
 
 
-@each_preset
-def test_all_arms_have_the_budget_of_the_first(name):
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] if "256" in name else []) for name in PRESETS])
+def test_every_arm_costs_as_many_operations_as_the_baseline(name, monkeypatch):
     params = load_params(PRESETS[name])
-    seen = [
-        arm.stage1.num_steps * params.stage1.batch_size + arm.stage2.num_steps * params.stage2.batch_size for arm in params.arms.values()
-    ]
-    assert len(set(seen)) == 1
+    no_download = {f"features.{key}": value for key, value in vgg16(weights=None).features.state_dict().items()}
+    monkeypatch.setattr(evaluation.perceptual, "_download_vgg", lambda: no_download)
+    counted, known = {}, {}  # arms share stages
+    for arm, settings in params.arms.items():
+        keys = [
+            (stage, section.num_steps, section.num_adversarial_steps, settings.stage1.channels_multiplier if stage == "stage1" else 1.0)
+            for stage, section in (("stage1", settings.stage1), ("stage2", settings.stage2))
+        ]
+        known |= {key: num_operations(params, arm, key[0]) for key in keys if key not in known}
+        counted[arm] = sum(known[key] for key in keys)
+    for arm, count in counted.items():
+        assert count == pytest.approx(counted["baseline"], rel=0.02), arm
 
 
 @each_preset
-def test_the_discriminator_learns_before_it_counts_and_still_counts_for_a_while(name):
+def test_the_decoder_that_draws_is_trained_against_the_discriminator_as_long_in_every_arm(name):
     params = load_params(PRESETS[name])
-    loss = params.reconstruction_loss
-    assert loss.discriminator_start < loss.adversarial_start
-    for arm in params.arms.values():
-        for num_steps in {arm.stage1.num_steps, arm.stage2.num_steps} - {0}:
-            start = loss.adversarial_start if isinstance(loss.adversarial_start, int) else loss.adversarial_start * num_steps
-            assert start < 0.8 * num_steps
+    assert params.reconstruction_loss.discriminator_head_start > 0
+    updates = {
+        arm: settings.stage2.num_adversarial_steps + (settings.stage1.num_adversarial_steps if settings.stage2.start == "stage1" else 0)
+        for arm, settings in params.arms.items()
+    }
+    assert len(set(updates.values())) == 1 and updates["baseline"] > 0
+
+
+@each_preset
+def test_stage1_is_the_same_in_every_arm_but_for_what_its_name_says(name):
+    arms = load_params(PRESETS[name]).arms
+    joint = {arm for arm, settings in arms.items() if settings.stage2.num_steps == 0}
+    assert {"baseline"} <= joint <= {"baseline", "joint_noise", "compressed"} and "refit" in arms
+    for arm in arms.keys() - joint:
+        assert arms[arm].stage1.num_steps == arms["baseline"].stage1.num_steps // 2
+        assert arms[arm].stage1.num_adversarial_steps == arms["baseline"].stage1.num_adversarial_steps // 2
+        assert arms[arm].stage2.learning_rate_factor == (0.3 if arms[arm].stage2.start == "stage1" else 1.0)
+    if "robust" in arms:
+        assert arms["robust"].stage2.latent_noise == arms["joint_noise"].stage1.latent_noise is not None
+        assert arms["robust"].stage1 == arms["continued"].stage1 == arms["refit"].stage1
 
 
 @each_preset
@@ -115,7 +163,7 @@ def test_encoder_bottleneck_and_every_arms_decoders_fit_together(name):
     side = params.dataset.image_size
     for arm, settings in params.arms.items():
         config = arm_config(params, arm)
-        bottleneck = build_bottleneck(bottleneck_config(params))  # on the CPU: autocast knows no meta device
+        bottleneck = build_bottleneck(bottleneck_config(params.bottleneck, settings.stage1))  # on the CPU: autocast knows no meta device
         full = autoencoder_config(params.autoencoder, side, bottleneck, 1.0, params.autoencoder.dropout)
         with torch.device("meta"):
             images = torch.empty(2, 3, side, side)
@@ -130,8 +178,9 @@ def test_encoder_bottleneck_and_every_arms_decoders_fit_together(name):
         if settings.stage2.start == "stage1":
             assert {k: v.shape for k, v in auxiliary.state_dict().items()} == {k: v.shape for k, v in decoder.state_dict().items()}
         is_smaller = num_parameters(auxiliary) < num_parameters(decoder)
-        is_weak = is_smaller or config.decoder_dropout > full.decoder_dropout or settings.stage1.latent_noise > 0
-        assert is_weak == (arm not in ("baseline", "continued"))
+        is_noisy = settings.stage1.latent_noise is not None and settings.stage2.num_steps > 0
+        is_weak = is_smaller or config.decoder_dropout > full.decoder_dropout or is_noisy
+        assert is_weak == arm.startswith("dae")
 
 
 @each_preset
@@ -184,7 +233,7 @@ def test_faceshq_has_the_sizes_of_the_published_models():
     params = load_params(PRESETS["faceshq-256"])
     config = arm_config(params, "baseline")
     with torch.device("meta"):
-        encoder, decoder, bottleneck = Encoder(config), Decoder(config), build_bottleneck(bottleneck_config(params))
+        encoder, decoder, bottleneck = Encoder(config), Decoder(config), build_bottleneck(params.bottleneck.model_dump())
         weak = Decoder(arm_config(params, "dae"))
         prior = prior_of(params, config.latent_size)
     assert config.latent_size == 16

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from types import SimpleNamespace
 
 import torch
@@ -11,17 +12,17 @@ from torch.nn import functional as F
 from errors import PipelineError
 from evaluation.perceptual import build_perceptual
 from models.autoencoder import AutoencoderConfig, Decoder, Encoder, from_uint8
-from models.bottleneck import build_bottleneck, interpolate_towards_noise, usage_metrics
+from models.bottleneck import build_bottleneck, usage_metrics
 from models.discriminator import PatchDiscriminator
+from models.latent_noise import disturb
 from models.losses import balance_adversarial, discriminator_hinge_loss, generator_hinge_loss
-from sections import Autoencoder, Optimization, ReconstructionLoss
+from sections import ArmStage1, ArmStage2, Autoencoder, Bottleneck, LatentNoise, Optimization, ReconstructionLoss
 from storage.decoders import load_decoder
 from storage.frozen import load_frozen
 from storage.latents import LatentDataset
 from storage.shards import ShardDataset, read_manifest
 from training.footprint import require_memory
 from training.randomness import derive_seed
-from training.schedule import resolve_step
 
 MAX_VALIDATION_IMAGES = 500
 VALIDATION_BATCH_SIZE = 100
@@ -62,18 +63,27 @@ class LatentExamples:
 
 
 class AutoencoderLoss:
-    """Pixel and perceptual distance, and from its start on the adversarial term; one call per training step.
+    """Pixel and perceptual distance, and in a stage's last steps the adversarial term; one call per training step.
+
+    Attributes:
+        discriminator_start, adversarial_start: the first step at which the discriminator learns, and at which it counts.
 
     Args:
-        discriminator: None when the adversarial weight is 0.
+        stage: how many steps there are, and how many adversarial ones.
+        discriminator: None when there are no adversarial steps.
     """
 
-    def __init__(self, settings: ReconstructionLoss, num_steps: int, discriminator: nn.Module | None, device: torch.device):
+    def __init__(self, settings: ReconstructionLoss, stage: ArmStage1 | ArmStage2, discriminator: nn.Module | None, device: torch.device):
         self.settings, self.discriminator = settings, discriminator
-        self.discriminator_start = resolve_step(settings.discriminator_start, num_steps)
-        self.adversarial_start = resolve_step(settings.adversarial_start, num_steps)
+        self.adversarial_start = stage.num_steps - stage.num_adversarial_steps
+        self.discriminator_start = self.adversarial_start - settings.discriminator_head_start
         perceptual = build_perceptual(settings.perceptual, settings.perceptual_weights_path)
         self.perceptual = perceptual.to(device) if perceptual is not None else None
+
+    def phases(self, num_steps: int) -> list[tuple[int, int]]:
+        """(First step, number of steps) without the discriminator, with it learning, and with it counting."""
+        starts = [0, num_steps if self.discriminator is None else self.discriminator_start, self.adversarial_start, num_steps]
+        return [(start, stop - start) for start, stop in pairwise(starts)]
 
     def __call__(self, reconstruction: Tensor, images: Tensor, last_layer: Tensor, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         """The scalar to minimise and scalars to log, for a reconstruction and its original (B, 3, H, W) in [-1, 1]."""
@@ -119,7 +129,7 @@ class Stage1Objective:
         image_size = read_manifest(inputs.shards)["image_size"]
         arm = params.arm.stage1
         self.latent_noise = arm.latent_noise
-        self.bottleneck_config = bottleneck_config(params)
+        self.bottleneck_config = bottleneck_config(params.bottleneck, arm)
         self._require_memory(params, image_size)
         bottleneck = _seeded(params.seed, "bottleneck", lambda: build_bottleneck(self.bottleneck_config))
         dropout = max(arm.dropout, params.autoencoder.dropout)
@@ -131,7 +141,7 @@ class Stage1Objective:
         }
         self.modules: dict[str, nn.Module] = {"autoencoder": _place(nn.ModuleDict(parts), device)}
         self.learning_rate_factors = {"discriminator": params.reconstruction_loss.discriminator_learning_rate_factor}
-        self.loss_terms = _build_loss(params, arm.num_steps, self.modules, device)
+        self.loss_terms = _build_loss(params, arm, self.modules, device)
 
     def _require_memory(self, params: SimpleNamespace, image_size: int) -> None:
         arm, num_images = params.arm.stage1, examples_at_once(params.stage1)
@@ -156,8 +166,7 @@ class Stage1Objective:
             images = torch.where(flipped, images.flip(-1), images)
         autoencoder = self.modules["autoencoder"]
         output = autoencoder["bottleneck"](autoencoder["encoder"](images))
-        z = interpolate_towards_noise(output.z, self.latent_noise) if self.latent_noise else output.z
-        reconstruction = autoencoder["decoder"](z)
+        reconstruction = autoencoder["decoder"](_with_noise(output.z, output.tokens, autoencoder["bottleneck"], self.latent_noise))
         loss, metrics = self.loss_terms(reconstruction, images, autoencoder["decoder"].last_layer, step)
         return loss + output.loss, {**metrics, **output.metrics}
 
@@ -192,14 +201,18 @@ class Stage2Objective:
         size = frozen.autoencoder_config.image_size
         self.config = autoencoder_config(params.autoencoder, size, frozen.bottleneck, 1.0, params.autoencoder.dropout)
         self._require_memory(params.stage2)
-        self.noise_std = self._noise_std(params.stage2.latent_noise)
-        if params.arm.stage2.start == "stage1":
+        arm = params.arm.stage2
+        self.latent_noise = arm.latent_noise
+        if arm.start == "stage1":
             decoder = load_decoder(inputs.stage1, frozen.sha256).requires_grad_(True)
         else:
             decoder = _seeded(params.seed, "stage2 decoder", lambda: Decoder(self.config))
         self.modules: dict[str, nn.Module] = {"decoder": _place(decoder, device)}
-        self.learning_rate_factors = {"discriminator": params.reconstruction_loss.discriminator_learning_rate_factor}
-        self.loss_terms = _build_loss(params, params.arm.stage2.num_steps, self.modules, device)
+        self.learning_rate_factors = {
+            "decoder": arm.learning_rate_factor,
+            "discriminator": params.reconstruction_loss.discriminator_learning_rate_factor,
+        }
+        self.loss_terms = _build_loss(params, arm, self.modules, device)
 
     def _require_memory(self, optimization: Optimization) -> None:
         side = self.examples.latents.grid[0]
@@ -216,28 +229,14 @@ class Stage2Objective:
     def loss(self, batch: dict[str, Tensor], step: int) -> tuple[Tensor, dict[str, Tensor]]:
         images = _to_images(batch.pop("images"), self.device)
         decoder = self.modules["decoder"]
-        if not self.bottleneck.is_discrete:
-            batch = {"mean": self._draw(**batch)}
-        reconstruction = decoder(self.bottleneck.decode(batch))
+        z = self.bottleneck.decode(batch if self.bottleneck.is_discrete else {"mean": self._draw(**batch)})
+        reconstruction = decoder(_with_noise(z, batch.get("tokens"), self.bottleneck, self.latent_noise))
         return self.loss_terms(reconstruction, images, decoder.last_layer, step)
 
-    def _draw(self, mean: Tensor, logvar: Tensor) -> Tensor:
-        """A sample of continuous latents, as stage 1's decoder saw them, with the noise that makes a decoder robust."""
-        sample = mean + torch.exp(0.5 * logvar) * torch.randn_like(mean)
-        return sample if self.noise_std is None else sample + self.noise_std * torch.randn_like(mean)  # (B, D, h, w)
-
-    def _noise_std(self, latent_noise: float) -> Tensor | None:
-        """Standard deviation (D, 1, 1) of the noise on each channel; None: no noise.
-
-        Raises:
-            PipelineError: when the latents are tokens, to which no noise can be added.
-        """
-        if not latent_noise:
-            return None
-        if self.bottleneck.is_discrete:
-            raise PipelineError(f"stage2.latent_noise {latent_noise} needs continuous latents; with tokens it must be 0.0")
-        _, std = self.examples.latents.statistics
-        return (latent_noise * std.float())[:, None, None].to(self.device)
+    @staticmethod
+    def _draw(mean: Tensor, logvar: Tensor) -> Tensor:
+        """A sample of continuous latents, as stage 1's decoder saw them."""
+        return mean + torch.exp(0.5 * logvar) * torch.randn_like(mean)  # (B, D, h, w)
 
     def validate(self, averages: dict[str, nn.Module]) -> dict[str, float]:
         squared_errors = []
@@ -273,17 +272,23 @@ def examples_at_once(optimization: Optimization) -> int:
     return max(1, optimization.batch_size // (optimization.accumulate_batches * num_workers))
 
 
-def bottleneck_config(params: SimpleNamespace) -> dict:
-    """The config from which models.bottleneck.build_bottleneck rebuilds the bottleneck."""
-    return params.bottleneck.model_dump()
+def bottleneck_config(settings: Bottleneck, arm: ArmStage1) -> dict:
+    """The config from which models.bottleneck.build_bottleneck rebuilds the arm's bottleneck."""
+    return settings.model_dump() | (arm.bottleneck or {})
 
 
-def _build_loss(params: SimpleNamespace, num_steps: int, modules: dict[str, nn.Module], device: torch.device) -> AutoencoderLoss:
+def _with_noise(z: Tensor, tokens: Tensor | None, bottleneck: nn.Module, noise: LatentNoise) -> Tensor:
+    return disturb(z, tokens, bottleneck, noise.kind, noise.strength) if noise else z
+
+
+def _build_loss(
+    params: SimpleNamespace, stage: ArmStage1 | ArmStage2, modules: dict[str, nn.Module], device: torch.device
+) -> AutoencoderLoss:
     settings = params.reconstruction_loss
-    if settings.adversarial_weight:
+    if stage.num_adversarial_steps:
         shape = settings.discriminator_channels, settings.discriminator_num_layers
         modules["discriminator"] = _place(_seeded(params.seed, "discriminator", lambda: PatchDiscriminator(*shape)), device)
-    return AutoencoderLoss(settings, num_steps, modules.get("discriminator"), device)
+    return AutoencoderLoss(settings, stage, modules.get("discriminator"), device)
 
 
 def _seeded(seed: int, name: str, build) -> nn.Module:

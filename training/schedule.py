@@ -19,13 +19,6 @@ def learning_rate(optimization: Optimization, step: int, num_steps: int) -> floa
     return optimization.learning_rate * (floor + (1 - floor) * cosine)
 
 
-def resolve_step(step_or_fraction: int | float, num_steps: int) -> int:
-    """A step as given, or a fraction of the run's steps."""
-    if isinstance(step_or_fraction, int):
-        return step_or_fraction
-    return round(step_or_fraction * num_steps)
-
-
 def build_optimizer(modules: dict[str, nn.Module], optimization: Optimization, factors: dict[str, float]) -> torch.optim.AdamW:
     """AdamW; weight decay on matrices and filters only, not on gains, biases and positions.
 

@@ -15,8 +15,8 @@ from evaluation.summary import collect, read_durations
 from tests.evaluation.experiment import AS_IN_THE_PAPER, PROTOCOL, edit_json, write_experiment, write_manifest
 from tests.spoiling import survives
 
-STAGE1 = {"num_steps": 750, "channels_multiplier": 0.5, "dropout": 0.0, "latent_noise": 0.0}
-ARM = {"stage1": STAGE1, "stage2": {"num_steps": 750, "start": "fresh"}}
+STAGE1 = {"num_steps": 750, "channels_multiplier": 0.5, "dropout": 0.0, "latent_noise": None, "bottleneck": None}
+ARM = {"stage1": STAGE1, "stage2": {"num_steps": 750, "start": "fresh", "learning_rate_factor": 1.0, "latent_noise": None}}
 
 
 def make_page(root, arms=("baseline", "dae"), seeds=(0,), title="A title"):
@@ -235,6 +235,11 @@ def test_an_arm_is_described_by_what_it_does():
     full = {**STAGE1, "num_steps": 1500, "channels_multiplier": 1.0}
     joint = {"stage1": full, "stage2": {"num_steps": 0, "start": "stage1"}}
     assert describe_arm(joint) == "Encoder and the full decoder learn together for 1,500 steps; there is no second stage."
+    compressed = {"stage1": full | {"bottleneck": {"num_codes": 64}}, "stage2": joint["stage2"]}
+    assert "for 1,500 steps, with a bottleneck of num_codes 64; there" in describe_arm(compressed)
+    noise = {"kind": "swapped", "strength": 0.2}
+    robust = {"stage1": full, "stage2": ARM["stage2"] | {"start": "stage1", "learning_rate_factor": 0.3, "latent_noise": noise}}
+    assert describe_arm(robust).endswith("goes on learning for 750 steps at 0.3 × the rate, with 20% of the tokens swapped for near ones.")
 
 
 def test_quantities_are_readable():

@@ -11,7 +11,6 @@ from models.bottleneck import (
     FiniteScalarQuantizer,
     VectorQuantizer,
     build_bottleneck,
-    interpolate_towards_noise,
     usage_metrics,
 )
 
@@ -181,18 +180,3 @@ def test_training_samples_the_gaussian_and_evaluation_takes_its_mean():
 def test_absurd_log_variances_stay_finite():
     output = DiagonalGaussian(latent_channels=1, kl_weight=1.0)(torch.tensor([0.0, 1e6, 0.0, -1e6]).reshape(2, 2, 1, 1))
     assert output.z.isfinite().all() and output.loss.isfinite()
-
-
-def test_latent_noise_takes_each_image_a_way_of_its_own_towards_noise_of_the_latents_own_scale():
-    torch.manual_seed(0)
-    scale = torch.tensor([0.5, 3.0]).view(1, 2, 1, 1)
-    z = (torch.randn(4000, 2, 4, 4) * scale).requires_grad_()
-    for latent_noise in (0.5, 2.0):
-        noisy = interpolate_towards_noise(z, latent_noise)
-        (kept,) = torch.autograd.grad(noisy.sum(), z)
-        kept = kept[:, 0, 0, 0]  # 1 - tau, as sigma is detached
-        assert kept.min() >= 0 and kept.max() <= 1 and abs(kept.mean() - 0.5) < 0.02 and abs(kept.var() - 1 / 12) < 0.01
-        noise = (noisy - kept.view(-1, 1, 1, 1) * z).detach() / (1 - kept).view(-1, 1, 1, 1).clamp(min=0.05)
-        noise = noise[kept < 0.9]
-        assert torch.allclose(noise.std(dim=(0, 2, 3)), latent_noise * scale.flatten(), rtol=0.03)
-        assert noise.mean().abs() < 0.05

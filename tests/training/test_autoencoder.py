@@ -16,11 +16,18 @@ from training.autoencoder import LatentExamples, Stage1Objective, Stage2Objectiv
 from training.launch import train
 
 CPU = torch.device("cpu")
+VQ, KL = ("vq", "transformer", "autoregressive"), ("kl", "dit", "heun")
 
 
 @pytest.fixture
 def inputs(tmp_path):
     return SimpleNamespace(shards=write_tiny_shards(tmp_path / "shards"))
+
+
+def last_steps(number: int, of: int, head_start: int) -> dict:
+    """Changes of the parameters: so many adversarial steps in stage 1, the last ones."""
+    stage1 = {"arms__dae__stage1__num_steps": of, "arms__dae__stage1__num_adversarial_steps": number}
+    return stage1 | {"reconstruction_loss__discriminator_head_start": head_start}
 
 
 def gradients(objective, step) -> dict[str, bool]:
@@ -30,7 +37,7 @@ def gradients(objective, step) -> dict[str, bool]:
 
 
 def test_the_discriminator_learns_before_it_counts(inputs):
-    params = tiny_params(reconstruction_loss__discriminator_start=5, reconstruction_loss__adversarial_start=8)
+    params = tiny_params(**last_steps(2, of=10, head_start=3))
     for step, learns, counts in ((4, False, False), (5, True, False), (8, True, True)):
         objective = Stage1Objective(params, inputs, CPU)
         assert gradients(objective, step) == {"autoencoder": True, "discriminator": learns}
@@ -39,18 +46,30 @@ def test_the_discriminator_learns_before_it_counts(inputs):
 
 def test_the_adversarial_term_changes_the_autoencoders_gradient_but_not_the_discriminators(inputs):
     found = {}
-    for start in (0, 100):
-        params = tiny_params(reconstruction_loss__discriminator_start=0, reconstruction_loss__adversarial_start=start)
-        objective = Stage1Objective(params, inputs, CPU)
+    for number in (10, 1):
+        objective = Stage1Objective(tiny_params(**last_steps(number, of=10, head_start=10 - number)), inputs, CPU)
         assert all(gradients(objective, 0).values())
-        found[start] = {name: torch.cat([p.grad.flatten() for p in m.parameters()]) for name, m in objective.modules.items()}
-    assert torch.allclose(found[0]["discriminator"], found[100]["discriminator"], atol=1e-6)
-    assert not torch.allclose(found[0]["autoencoder"], found[100]["autoencoder"], atol=1e-6)
+        found[number] = {name: torch.cat([p.grad.flatten() for p in m.parameters()]) for name, m in objective.modules.items()}
+    assert torch.allclose(found[10]["discriminator"], found[1]["discriminator"], atol=1e-6)
+    assert not torch.allclose(found[10]["autoencoder"], found[1]["autoencoder"], atol=1e-6)
 
 
-def test_without_adversarial_weight_there_is_no_discriminator(inputs):
-    objective = Stage1Objective(tiny_params(reconstruction_loss__adversarial_weight=0.0), inputs, CPU)
+def test_without_adversarial_steps_there_is_no_discriminator(inputs):
+    objective = Stage1Objective(tiny_params(arms__dae__stage1__num_adversarial_steps=0), inputs, CPU)
     assert set(objective.modules) == {"autoencoder"}
+    assert set(objective.loss(objective.examples.batch([0, 1]), 319)[1]) >= {"pixel"}
+
+
+def test_a_stage_has_one_phase_without_and_three_with_a_discriminator(inputs):
+    objective = Stage1Objective(tiny_params(**last_steps(2, of=10, head_start=3)), inputs, CPU)
+    assert objective.loss_terms.phases(10) == [(0, 5), (5, 3), (8, 2)]
+    objective = Stage1Objective(tiny_params(**last_steps(0, of=10, head_start=3)), inputs, CPU)
+    assert objective.loss_terms.phases(10) == [(0, 10), (10, 0), (10, 0)]
+
+
+def test_an_arms_own_bottleneck_is_built(inputs):
+    objective = Stage1Objective(tiny_params("compressed"), inputs, CPU)
+    assert objective.modules["autoencoder"]["bottleneck"].num_codes == objective.bottleneck_config["num_codes"] == 128
 
 
 def test_arms_start_from_the_same_encoder_and_differ_in_the_decoder(inputs):
@@ -61,7 +80,7 @@ def test_arms_start_from_the_same_encoder_and_differ_in_the_decoder(inputs):
 
 
 def test_dropout_arm_drops_in_the_auxiliary_decoder_only(inputs):
-    params = tiny_params(arms__dae__stage1={"num_steps": 3, "channels_multiplier": 1.0, "dropout": 0.5, "latent_noise": 0.0})
+    params = tiny_params("dae_dropout")
     autoencoder = Stage1Objective(params, inputs, CPU).modules["autoencoder"]
     rates = {name: {m.p for m in part.modules() if isinstance(m, torch.nn.Dropout)} for name, part in autoencoder.items()}
     assert rates["encoder"] == {0.0} and rates["decoder"] == {0.5}
@@ -98,8 +117,11 @@ def test_stage1_learns_and_repeats_to_the_same_bits(tmp_path, inputs):
 @pytest.mark.parametrize("start", ["fresh", "stage1"])
 def test_stage2_runs_no_encoder_and_leaves_the_codebook_alone(tmp_path, monkeypatch, start):
     params = tiny_params(
-        arms__dae__stage1={"num_steps": 3, "channels_multiplier": 1.0, "dropout": 0.0, "latent_noise": 0.0},
-        arms__dae__stage2={"num_steps": 6, "start": start},
+        arms__dae__stage1__channels_multiplier=1.0,
+        arms__dae__stage2__start=start,
+        arms__dae__stage2__num_steps=6,
+        arms__dae__stage2__num_adversarial_steps=3,
+        reconstruction_loss__discriminator_head_start=1,
     )
     inputs = write_tiny_latents(tmp_path, params)
     if start == "stage1":
@@ -126,9 +148,6 @@ def test_latents_of_other_shards_are_refused(tmp_path):
         LatentExamples(ShardDataset(other, "train"), LatentDataset(inputs.encode, "train"))
 
 
-KL = ("kl", "dit", "heun")
-
-
 def test_stage1_trains_a_gaussian_by_its_divergence_and_reports_no_codes(inputs):
     objective = Stage1Objective(tiny_params(family=KL, bottleneck__kl_weight=1.0), inputs, CPU)
     batch = objective.examples.batch([0, 1, 2, 3])
@@ -138,13 +157,15 @@ def test_stage1_trains_a_gaussian_by_its_divergence_and_reports_no_codes(inputs)
     assert set(objective.validate(objective.modules)) == {"validation_psnr_db"}
 
 
-@pytest.mark.parametrize("family", [None, KL])
-def test_latent_noise_is_there_in_training_and_not_in_validation(inputs, family, monkeypatch):
-    stage1 = {"num_steps": 3, "channels_multiplier": 1.0, "dropout": 0.0}
-    options = {"family": family} if family else {}
-    without, noisy = (
-        Stage1Objective(tiny_params(arms__dae__stage1={**stage1, "latent_noise": noise}, **options), inputs, CPU) for noise in (0.0, 1.0)
-    )
+NOISES = [{"kind": kind, "strength": 0.5} for kind in ("interpolated", "added", "swapped")]
+
+
+@pytest.mark.parametrize("family", [VQ, KL])
+@pytest.mark.parametrize("noise", NOISES, ids=lambda noise: noise["kind"])
+def test_latent_noise_of_stage1_is_there_in_training_and_not_in_validation(inputs, family, noise, monkeypatch):
+    if (family, noise["kind"]) == (KL, "swapped"):
+        return  # refused: tests/test_params.py
+    without, noisy = (Stage1Objective(tiny_params(family=family, arms__dae__stage1__latent_noise=n), inputs, CPU) for n in (None, noise))
     batch = without.examples.batch([0, 1, 2, 3])
     losses = []
     for objective in (without, noisy):
@@ -153,7 +174,7 @@ def test_latent_noise_is_there_in_training_and_not_in_validation(inputs, family,
     assert losses[0] != losses[1]
     validated = [objective.validate(objective.modules) for objective in (without, noisy)]
     assert validated[0] == validated[1]
-    monkeypatch.setattr("training.autoencoder.interpolate_towards_noise", None)
+    monkeypatch.setattr("training.autoencoder.disturb", None)
     without.loss({**batch}, 0)  # an arm without it draws no numbers for it
 
 
@@ -164,22 +185,33 @@ def test_a_weak_decoder_leaves_the_gaussian_encoder_as_wide_as_the_baselines(inp
     assert shapes[0] == shapes[1]
 
 
-def test_stage2_sees_samples_of_the_latents_and_noise_in_their_own_scale(tmp_path):
-    """Without noise the decoder's input varies as the encoder says; with it, by latent_noise standard deviations more."""
-    inputs = write_tiny_latents(tmp_path, tiny_params(family=KL))
+def test_stage2_sees_samples_of_the_latents_as_stage1_did():
     mean, logvar = torch.zeros(4000, 4, 2, 2), torch.full((4000, 4, 2, 2), -4.0)
-    drawn = {}
-    for noise in (0.0, 0.5):
-        objective = Stage2Objective(tiny_params(family=KL, stage2__latent_noise=noise), inputs, CPU)
+    torch.manual_seed(0)
+    assert torch.allclose(Stage2Objective._draw(mean, logvar).std((0, 2, 3)), torch.full((4,), torch.e**-2), rtol=0.03)
+
+
+@pytest.mark.parametrize(("family", "noise"), [(KL, NOISES[0]), (KL, NOISES[1]), (VQ, NOISES[1]), (VQ, NOISES[2])])
+def test_latent_noise_of_stage2_is_there_in_training_and_not_in_validation(tmp_path, family, noise):
+    inputs = write_tiny_latents(tmp_path, tiny_params(family=family))
+    arms = [tiny_params(family=family, arms__dae__stage2__latent_noise=n) for n in (None, noise)]
+    without, noisy = (Stage2Objective(params, inputs, CPU) for params in arms)
+    seen = []
+    for objective in (without, noisy):
+        objective.modules["decoder"].register_forward_pre_hook(lambda module, arguments: seen.append(arguments[0].detach()))
         torch.manual_seed(0)
-        drawn[noise] = objective._draw(mean, logvar).std((0, 2, 3))
-    _, std = objective.examples.latents.statistics
-    assert torch.allclose(drawn[0.0], torch.full((4,), torch.e**-2), rtol=0.03)
-    assert torch.allclose(drawn[0.5], (0.25 * std.float() ** 2 + torch.e**-4).sqrt(), rtol=0.03)
+        objective.loss(objective.examples.batch(list(range(24))), 0)
+    assert seen[0].shape == seen[1].shape and not torch.allclose(*seen, atol=0.01)
+    if noise["kind"] == "swapped":
+        swapped = (seen[0] - seen[1]).abs().amax(1) > 1e-5  # (B, h, w)
+        assert abs(swapped.float().mean() - 0.5) < 0.1
+    validated = [objective.validate({"decoder": objective.modules["decoder"]}) for objective in (without, noisy)]
+    assert validated[0] == validated[1]
 
 
-def test_noise_on_tokens_is_refused(tmp_path):
-    inputs, params = write_tiny_latents(tmp_path, tiny_params()), tiny_params()
-    params.stage2 = params.stage2.model_copy(update={"latent_noise": 0.1})
-    with pytest.raises(PipelineError, match=r"stage2\.latent_noise 0\.1 needs continuous latents"):
-        Stage2Objective(params, inputs, CPU)
+def test_a_continued_decoder_learns_at_its_factor_of_the_rate_and_its_new_discriminator_at_its_own(tmp_path):
+    params = tiny_params("continued")
+    inputs = write_tiny_latents(tmp_path, params)
+    stage1 = Stage1Objective(params, inputs, CPU)
+    save_decoder(inputs.stage1, stage1.config, stage1.modules["autoencoder"]["decoder"], load_encoder(inputs.freeze).sha256)
+    assert Stage2Objective(params, inputs, CPU).learning_rate_factors == {"decoder": 0.3, "discriminator": 0.1}

@@ -132,7 +132,8 @@ def prepared(tmp_path_factory) -> Path:
     for path, target in ((made.shards, "shards"), (made.freeze, "freeze/dae-0")):
         (root / "artifacts" / target).parent.mkdir(parents=True, exist_ok=True)
         path.rename(root / "artifacts" / target)
-    config = autoencoder_config(params.autoencoder, SIZE, build_bottleneck(bottleneck_config(params)), 1.0, 0.0)
+    bottleneck = build_bottleneck(bottleneck_config(params.bottleneck, params.arm.stage1))
+    config = autoencoder_config(params.autoencoder, SIZE, bottleneck, 1.0, 0.0)
     torch.manual_seed(0)
     save_decoder(root / "artifacts/stage2/dae-0", config, Decoder(config), load_frozen(root / "artifacts/freeze/dae-0").sha256)
     seal(root)

@@ -15,7 +15,7 @@ from sections import Optimization, Runtime
 from training.checkpoint import load_checkpoint, save_checkpoint
 from training.loop import Trainer, curves_csv
 from training.randomness import RowRandomness, batch_indices, derive_seed
-from training.schedule import MovingAverage, build_optimizer, learning_rate, resolve_step
+from training.schedule import MovingAverage, build_optimizer, learning_rate
 
 OPTIMIZATION = Optimization(
     batch_size=4,
@@ -316,11 +316,6 @@ def test_learning_rate_warms_up_and_ends_at_the_floor():
     assert rates.index(max(rates)) in (1, 2)
     assert all(later < earlier for earlier, later in itertools.pairwise(rates[2:]))
     assert rates[-1] == pytest.approx(0.001, rel=0.02)
-
-
-def test_a_start_is_a_step_or_a_fraction():
-    assert resolve_step(30001, 100) == 30001
-    assert resolve_step(0.4, 750) == 300
 
 
 def test_weight_decay_spares_vectors_and_modules_train_at_their_own_rate():

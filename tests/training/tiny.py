@@ -89,10 +89,10 @@ def write_tiny_latents(root: Path, params) -> SimpleNamespace:
     """Shards, a frozen encoder with random weights, and its latents; returns the paths as a stage's inputs."""
     shards = write_tiny_shards(root / "shards")
     torch.manual_seed(0)
-    bottleneck = build_bottleneck(bottleneck_config(params)).eval()
+    bottleneck = build_bottleneck(bottleneck_config(params.bottleneck, params.arm.stage1)).eval()
     config = autoencoder_config(params.autoencoder, SIZE, bottleneck, 1.0, 0.0)
     encoder = Encoder(config).eval()
-    save_encoder(root / "freeze", encoder_config(config, bottleneck_config(params)), encoder, bottleneck)
+    save_encoder(root / "freeze", encoder_config(config, bottleneck_config(params.bottleneck, params.arm.stage1)), encoder, bottleneck)
     frozen = load_encoder(root / "freeze")
     probe = ShardDataset(shards, "validation").images(range(2))
     save_probe(root / "freeze", probe, frozen.encode(probe))
