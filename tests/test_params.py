@@ -83,6 +83,10 @@ def test_unknown_parameter(tmp_path, key, suggestion):
     assert message.startswith(f"{key}: unknown parameter; {suggestion}")
 
 
+def test_a_parameter_whose_name_breaks_the_line_is_named_in_quotes(tmp_path):
+    assert complaint_about(tmp_path, **{"a\nb": 1}).startswith(r"'a\nb': unknown parameter; ")
+
+
 def test_misspelt_parameter_is_named_before_the_one_it_leaves_missing(tmp_path):
     message = complaint_about(tmp_path, stage1__learning_rat=0.001, stage1__learning_rate=REMOVED)
     assert message == "stage1.learning_rat: unknown parameter; did you mean learning_rate? (and 1 more)"
