@@ -28,6 +28,17 @@ PROTOCOL = {
 AS_IN_THE_PAPER = {"baseline": (33.0, 33.0, 61.0), "dae": (41.0, 29.0, 52.0)}
 FLOOR = 11.0
 SECTIONS = ("reconstruction_stage1", "reconstruction_stage2", "samples")
+# The arms' settings: joint training, the weak arm, its control, and arms that are weak in other ways.
+FULL = {"num_steps": 750, "channels_multiplier": 1.0, "dropout": 0.0, "latent_noise": None}
+FRESH, CONTINUED = {"num_steps": 750, "start": "fresh"}, {"num_steps": 750, "start": "stage1"}
+ARMS = {
+    "baseline": {"stage1": FULL | {"num_steps": 1500}, "stage2": {"num_steps": 0, "start": "stage1"}},
+    "dae": {"stage1": FULL | {"channels_multiplier": 0.5}, "stage2": FRESH},
+    "continued": {"stage1": FULL, "stage2": CONTINUED},
+    "dae_dropout": {"stage1": FULL | {"dropout": 0.5}, "stage2": CONTINUED},
+    "dae_noise": {"stage1": FULL | {"latent_noise": {"kind": "add", "strength": 1.0}}, "stage2": CONTINUED},
+    "robust": {"stage1": FULL, "stage2": CONTINUED | {"latent_noise": {"kind": "add", "strength": 0.5}}},
+}
 JOINT, HALVES = {"stage1": 1500, "stage2": 0}, {"stage1": 750, "stage2": 750}
 
 
