@@ -12,7 +12,7 @@ from sections import Gates
 
 ADD_CONTROL = (
     "add a control to experiment.arms: an arm with the full decoder, no dropout and no noise whose encoder is frozen before the baseline's "
-    "steps are over, such as `continued`"
+    "steps are over, such as continued"
 )
 
 
@@ -27,6 +27,7 @@ class Gate:
         bound: "at most" or "at least", of the threshold.
         threshold: from the section ``gates`` of params.yaml.
         state: "passed", "failed" or "not measured".
+        why: what its failure means; empty where it has not failed.
         advice: what to do; empty where it is passed.
     """
 
@@ -36,6 +37,7 @@ class Gate:
     bound: str
     threshold: float
     state: str
+    why: str
     advice: str
 
 
@@ -54,38 +56,43 @@ def check_gates(summary: dict, arms: dict[str, dict], thresholds: Gates) -> list
     floor, mean = summary["floor"].get(distance), {arm: tree["mean"] for arm, tree in summary["arms"].items()}
     joint, samples = (mean[baseline][f"{section}.{distance}"] for section in ("reconstruction_stage2", "samples"))
     halfway, decoupled = (mean[control][f"reconstruction_{stage}.{distance}"] if control else None for stage in ("stage1", "stage2"))
+    missing = "" if control else ADD_CONTROL
     gates = [
         _gate(
             "converged",
             f"reconstructions of {name} after stage 1 and of {baseline}: difference, as a share of the distance above the floor",
             None if control is None or floor is None else _unconverged(halfway, joint, floor),
             ("at most", thresholds.max_unconverged),
-            "the autoencoder is still learning: raise num_steps of every arm, in both stages alike",
-            "" if control else ADD_CONTROL,
+            ("the autoencoder is still learning", "raise num_steps of every arm, in both stages alike", missing),
         ),
         _gate(
             "decoupling is cheap",
             f"reconstructions of {name} after stage 2: distance, over that of {baseline}'s",
-            decoupled / joint if control and joint > 0 else None,
+            decoupled / joint if control else None,
             ("at most", thresholds.max_decoupling_tax),
-            "freezing the encoder costs too much reconstruction even with the full decoder: raise num_steps of every arm",
-            "" if control else ADD_CONTROL,
+            ("even the full decoder loses too much by freezing the encoder", "raise num_steps of every arm", missing),
         ),
         _gate(
             "the prior is the bottleneck",
             f"samples of {baseline}: what they add to its reconstructions' distance, as a share of theirs above the floor",
             None if floor is None else _prior_share(joint, samples, floor),
             ("at least", thresholds.min_prior_share),
-            "what the autoencoder loses weighs more than what the prior does, so that an easier latent cannot pay: make the autoencoder "
-            "better, by num_steps of the arms or autoencoder.channels; a prior starved for it would prove nothing",
+            (
+                "what the autoencoder loses weighs more than what the prior does, so that an easier latent cannot pay",
+                "make the autoencoder better: raise num_steps of every arm, or autoencoder.channels",
+                "",
+            ),
         ),
         _gate(
             "samples are images",
             f"samples of {baseline}: precision, the share that lies among real images",
             mean[baseline].get("samples.precision"),
             ("at least", thresholds.min_precision),
-            "hardly a sample lies among real images, so that their distances rank blurs: raise prior.training.num_steps, then the "
-            "prior's size, or make the images smaller (dataset.image_size)",
+            (
+                "hardly a sample lies among real images, so that their distances rank blurs",
+                "raise prior.training.num_steps, then the prior's size, or lower dataset.image_size",
+                "",
+            ),
         ),
     ]
     return [asdict(gate) for gate in gates]
@@ -107,12 +114,14 @@ def find_control(arms: dict[str, dict]) -> str | None:
     return None
 
 
-def _gate(name: str, asks: str, value: float | None, limit: tuple[str, float], advice: str, missing: str = "") -> Gate:
+def _gate(name: str, asks: str, value: float | None, limit: tuple[str, float], words: tuple[str, str, str]) -> Gate:
+    """``words``: why it fails, what to do then, and what to do where it cannot be measured."""
     bound, threshold = limit
+    why, advice, missing = words
     if value is None:
-        return Gate(name, asks, None, bound, threshold, "not measured", missing or "run dvc repro reference evaluate, to measure it")
+        return Gate(name, asks, None, bound, threshold, "not measured", "", missing or "run dvc repro reference evaluate")
     passed = value <= threshold if bound == "at most" else value >= threshold
-    return Gate(name, asks, value, bound, threshold, "passed" if passed else "failed", "" if passed else advice)
+    return Gate(name, asks, value, bound, threshold, *(("passed", "", "") if passed else ("failed", why, advice)))
 
 
 def _unconverged(halfway: float, joint: float, floor: float) -> float:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import statistics
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -129,9 +130,9 @@ def num_more_seeds(paired: Paired) -> int:
     needed = paired.num_seeds + 1
     if paired.std:
         std, effect = upper_std(paired), max(abs(paired.mean), MARGIN)
-        needed = max(needed, math.ceil((1.95 * std / effect) ** 2))  # t is above 1.95, so that no smaller number will do
-        while float(stdtrit(needed - 1, 0.975)) * std / math.sqrt(needed) > effect:
-            needed += 1
+        needed = bisect_left(
+            range(10**18), True, lo=needed, key=lambda number: float(stdtrit(number - 1, 0.975)) * std <= effect * math.sqrt(number)
+        )
     return next((look for look in LOOKS if look >= needed), needed) - paired.num_seeds
 
 

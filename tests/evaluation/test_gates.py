@@ -3,11 +3,8 @@
 import pytest
 
 from evaluation.gates import check_gates, find_control
-from params import load_params
-from stage import PROJECT
-from tests.evaluation.experiment import ARMS, FLOOR
+from tests.evaluation.experiment import ARMS, FLOOR, GATES
 
-THRESHOLDS = load_params(PROJECT / "params.yaml").gates
 NAMES = ["converged", "decoupling is cheap", "the prior is the bottleneck", "samples are images"]
 HEALTHY = {"baseline": (33.0, 33.0, 100.0), "continued": (34.0, 35.0, 98.0)}  # distance after stage 1, after stage 2, of samples
 
@@ -18,7 +15,7 @@ def gates_of(distances=HEALTHY, precision: float | None = 0.3, floor=FLOOR, arms
     means["baseline"]["samples.precision"] = precision
     floors = {} if floor is None else {"fid": floor}
     summary = {"distance": "fid", "baseline": "baseline", "floor": floors, "arms": {arm: {"mean": mean} for arm, mean in means.items()}}
-    gates = check_gates(summary, {arm: ARMS[arm] for arm in arms}, THRESHOLDS)
+    gates = check_gates(summary, {arm: ARMS[arm] for arm in arms}, GATES)
     assert [gate["name"] for gate in gates] == NAMES
     return {gate["name"]: gate for gate in gates}
 
@@ -32,7 +29,7 @@ def test_a_healthy_experiment_passes_all():
     assert states(gates) == ["passed"] * 4
     values = [gate["value"] for gate in gates.values()]
     assert values == pytest.approx([1 / 23, 35 / 33, 67 / 89, 0.3])
-    assert all(gate["advice"] == "" for gate in gates.values())
+    assert all(gate["advice"] == gate["why"] == "" for gate in gates.values())
 
 
 @pytest.mark.parametrize(
