@@ -55,6 +55,12 @@ GRIDS = {
     "reconstruction_stage2": "After stage 2",
     "samples": "Samples",
 }
+# States, decisions, opinions and verdicts of rows -> how the page colours them.
+TONES = {
+    **dict.fromkeys(("passed", "better", "agrees", "as in the paper"), "good"),
+    **dict.fromkeys(("failed", "worse", "disagrees", "not here"), "bad"),
+    **dict.fromkeys(("not measured", "no difference", "undecided", "no opinion", "cannot be told"), "unsure"),
+}
 # Figures of arXiv 2307.08283; FID as the paper measured it.
 PAPER = {"url": "https://arxiv.org/abs/2307.08283", "dataset": "FacesHQ", "baseline_fid": "9.97", "decoupled_fid": "8.58"}
 
@@ -86,6 +92,9 @@ def render(title: str, summary: dict, durations: list[dict], curves: Path, grids
         distance=describe(summary["distance"]).full_label,
         is_inception=summary["distance"] == "fid",
         chart=_distance_chart(summary),
+        gates=[_gate_view(gate) for gate in summary["gates"]],
+        comparisons=[_comparison_view(row) for row in summary["comparisons"]],
+        looks=" and ".join(", ".join(map(str, LOOKS)).rsplit(", ", 1)),
         quality=_table(summary, quality, with_floor=True),
         others=_table(summary, [name for name in names if name not in quality], with_floor=False),
         notes=_notes(names),
@@ -308,6 +317,26 @@ def _skipped_steps(summary: dict) -> list[str]:
     ]
 
 
+def _gate_view(gate: dict) -> dict:
+    """A gate's numbers as text, and what follows from its state in one sentence."""
+    sentences = [text[:1].upper() + text[1:] + "." for text in (gate["why"], gate["advice"]) if text]
+    return gate | {
+        "value_text": "–" if gate["value"] is None else f"{gate['value']:.3g}",
+        "limit_text": f"{gate['bound']} {gate['threshold']:g}",
+        "advice_text": " ".join(sentences),
+        "tone": TONES[gate["state"]],
+    }
+
+
+def _comparison_view(row: dict) -> dict:
+    judges = [
+        judge | {"label": describe(judge["metric"]).full_label, "interval_text": format_interval(judge), "tone": TONES[judge["opinion"]]}
+        for judge in row["judges"]
+    ]
+    p = "–" if row["num_seeds"] < min(LOOKS) else f"{row['p']:.3f}" if row["p"] >= 0.001 else "< 0.001"
+    return row | {"judges": judges, "interval_text": format_interval(row), "p_text": p, "tone": TONES[row["decision"]]}
+
+
 def _expectation_view(row: dict) -> dict:
     places = decimals([row["mean"], row["baseline_mean"]])
     return row | {
@@ -315,7 +344,7 @@ def _expectation_view(row: dict) -> dict:
         "values": f"{row['mean']:.{places}f} against {row['baseline_mean']:.{places}f}",
         "ratio_text": f"{row['ratio']:.3f}",
         "interval_text": format_interval(row),
-        "tone": {"as in the paper": "good", "not here": "bad", "cannot be told": "unsure"}[row["verdict"]],
+        "tone": TONES[row["verdict"]],
     }
 
 

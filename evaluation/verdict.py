@@ -73,7 +73,8 @@ def conclude(summary: dict, arms: dict[str, dict], thresholds: Gates, durations:
         "next_look": next_look(len(summary["seeds"])),
         "num_more_seeds": chosen.num_more_seeds if chosen else 0,
         "seconds_per_seed": seconds,
-        "paragraphs": [*_advice(gates), *(_explain(one, summary) for one in comparisons), _certainty(chosen, summary, seconds)],
+        "paragraphs": [_explain(one, summary) for one in comparisons],
+        "certainty": _certainty(answer, gates, summary, seconds),
     }
     expectations = [row for comparison in comparisons for row in _expectations(comparison.arm, summary)]
     return {"gates": gates, "comparisons": [_row(one, summary) for one in comparisons], "expectations": expectations, "verdict": verdict}
@@ -159,12 +160,12 @@ def _headline(answer: str, chosen: Comparison | None, gates: list[dict], summary
         if len(summary["arm_names"]) == 1:
             return f"Only {baseline} was run: there is nothing to compare it with."
         return f"Nothing to decide: no arm with a weak decoder and a frozen encoder was run beside {baseline}."
-    told = f"{chosen.arm}'s samples have {_interval(chosen.paired)} the {describe(summary['distance']).label} of {baseline}'s"
+    told = f"the {describe(summary['distance']).label} of {chosen.arm}'s samples is {_interval(chosen.paired, baseline)}"
     if answer == "no verdict":
         start = f"No verdict: {'one seed gives' if num_seeds == 1 else f'{num_seeds} seeds give'} none"
         if any(gate["state"] == "failed" for gate in gates):
             return f"{start}, and at this budget more would not either: {_raise_this(gates)}."
-        return f"{start}; {_cost(chosen.num_more_seeds, seconds)} lead to the first look. So far {told}."
+        return f"{start}; {_cost(chosen.num_more_seeds, seconds)} to the first look; so far {told}."
     if answer == "judges disagree":
         against = [describe(metric).label for metric, (_, opinion) in chosen.judges.items() if opinion == "disagrees"]
         labels = " and ".join(against or [describe(metric).label for metric in chosen.judges])
@@ -173,7 +174,7 @@ def _headline(answer: str, chosen: Comparison | None, gates: list[dict], summary
         "not testable": f"Not testable at this budget: {_raise_this(gates)}.",
         "decouple": f"Decouple, as weakly as {chosen.arm}: {told}.",
         "do not": f"Do not decouple: {told}{', no difference that matters' if chosen.decision == 'no difference' else ''}.",
-        "cannot tell yet": f"Cannot tell yet: it takes {_cost(chosen.num_more_seeds, seconds)}. So far {told}.",
+        "cannot tell yet": f"Cannot tell yet: it takes about {_cost(chosen.num_more_seeds, seconds)}; so far {told}.",
     }[answer]
 
 
@@ -182,61 +183,49 @@ def _raise_this(gates: list[dict]) -> str:
     failed = [gate for gate in gates if gate["state"] == "failed"]
     if not failed:
         return ""
-    also = "".join(f"; “{gate['name']}” fails too" for gate in failed[1:])
-    return f"{failed[0]['advice']} (“{failed[0]['name']}” fails: {_measured(failed[0])}{also})"
+    also = _names(failed[1:])
+    measured = f"{failed[0]['value']:.3g}, {failed[0]['bound']} {failed[0]['threshold']:g} asked"
+    return f"{failed[0]['advice']} (“{failed[0]['name']}” fails: {measured}{'; so do: ' if also else ''}{also})"
 
 
-def _interval(paired: Paired) -> str:
-    """``0.862 times (95 % interval 0.801 to 0.924, 5 seeds)``; with one or two seeds the first number alone."""
+def _names(gates: list[dict]) -> str:
+    return ", ".join(f"“{gate['name']}”" for gate in gates)
+
+
+def _interval(paired: Paired, baseline: str) -> str:
+    """``0.862 times baseline's (95 % interval 0.801 to 0.924, 5 seeds)``; with one or two seeds without what is in brackets."""
     tree = _ratio(paired)
+    text = f"{tree['ratio']:.3f} times {baseline}'s"
     if paired.num_seeds < min(LOOKS):
-        return f"{tree['ratio']:.3f} times"
-    return f"{tree['ratio']:.3f} times (95 % interval {tree['low']:.3f} to {tree['high']:.3f}, {paired.num_seeds} seeds)"
+        return text
+    return f"{text} (95 % interval {tree['low']:.3f} to {tree['high']:.3f}, {paired.num_seeds} seeds)"
 
 
 def _cost(num_more: int, seconds: float) -> str:
-    return f"about {num_more} more seed{'s' if num_more > 1 else ''} ({format_duration(num_more * seconds)} of all arms' stages)"
-
-
-def _measured(gate: dict) -> str:
-    return f"{gate['value']:.3g}, {gate['bound']} {gate['threshold']:g} asked"
-
-
-def _advice(gates: list[dict]) -> list[str]:
-    """What to do about every gate that is not passed."""
-    failed = [gate for gate in gates if gate["state"] == "failed"]
-    lines = [f"“{gate['name']}” fails ({_measured(gate)}): {gate['why']}. What helps: {gate['advice']}." for gate in failed]
-    for advice in dict.fromkeys(gate["advice"] for gate in gates if gate["state"] == "not measured"):
-        names = " and ".join(f"“{gate['name']}”" for gate in gates if gate["state"] == "not measured" and gate["advice"] == advice)
-        lines.append(f"{names} {'is' if names.count('“') == 1 else 'are'} not measured: {advice}.")
-    return lines
+    return f"{num_more:,} more seed{'s' if num_more > 1 else ''} (about {format_duration(num_more * seconds)} for all arms)"
 
 
 def _explain(comparison: Comparison, summary: dict) -> str:
-    """How far apart the samples of an arm and of the baseline are, against the floor, and what the judges say."""
+    """How far apart the samples of an arm and of the baseline are, against the floor."""
     arm, baseline, metric = comparison.arm, summary["baseline"], summary["distance"]
     mean = {name: summary["arms"][name]["mean"][f"samples.{metric}"] for name in (arm, baseline)}
-    places, floor = decimals(mean.values()), summary["floor"].get(metric)
-    text = (
-        f"Samples of {arm} have {describe(metric).full_label} {mean[arm]:.{places}f}, those of {baseline} {mean[baseline]:.{places}f} "
-        f"(means; lower is better): {_interval(comparison.paired)} the baseline's"
-    )
-    share = _gap_closed(mean[baseline], mean[arm], floor)
+    places = decimals(mean.values())
+    text = f"Samples of {arm} have {describe(metric).full_label} {mean[arm]:.{places}f}, those of {baseline} {mean[baseline]:.{places}f}"
+    share = _gap_closed(mean[baseline], mean[arm], summary["floor"].get(metric))
     if share:
         text += f", which {'takes away' if share > 0 else 'adds'} {abs(share):.0%} of {baseline}'s distance above the floor"
-    text += f": {comparison.decision}."
-    for name, (paired, opinion) in comparison.judges.items():
-        text += f" {describe(name).label}: {_interval(paired)}, {opinion}."
-    return text
+    return f"{text} (means; lower is better): {comparison.decision}."
 
 
-def _certainty(chosen: Comparison | None, summary: dict, seconds: float) -> str:
-    """What the answer rests on: seeds, the next look, the floor, the budgets."""
+def _certainty(answer: str, gates: list[dict], summary: dict, seconds: float) -> str:
+    """What the answer rests on: seeds, the next look, what was not measured, the floor, the budgets."""
     num_seeds, floor = len(summary["seeds"]), summary["floor"].get(summary["distance"])
-    sentences = [f"{num_seeds} seed{'s' if num_seeds > 1 else ''}: {worth(num_seeds)}."]
-    look = next_look(num_seeds)
-    if chosen and look:
+    sentences = [f"What {num_seeds} seed{'s are' if num_seeds > 1 else ' is'} good for: {worth(num_seeds)}."]
+    look, unmeasured = next_look(num_seeds), _names([gate for gate in gates if gate["state"] == "not measured"])
+    if look and answer in ("no verdict", "cannot tell yet"):
         sentences.append(f"The next look is at {look} seeds: {_cost(look - num_seeds, seconds)}.")
+    if unmeasured:
+        sentences.append(f"Not measured: {unmeasured}.")
     if floor is not None:
         places = decimals(tree["mean"][f"samples.{summary['distance']}"] for tree in summary["arms"].values())
         sentences.append(f"The floor, {floor:.{places}f}, is what real training images score against the same reference.")

@@ -64,12 +64,34 @@ def test_with_inception_the_distance_is_an_fid(tmp_path):
 def test_the_headline_turns_with_the_numbers(page, tmp_path):
     assert "No verdict: one seed gives none" in words(page)
     for distances, headline, expectations in (
-        (AS_IN_THE_PAPER, "Decouple, as weakly as dae: dae's samples have 0.852 times", "as in the paper"),
-        ({"baseline": (33.0, 29.0, 61.0), "dae": (30.0, 33.0, 75.0)}, "Do not decouple: dae's samples have 1.230 times", "not here"),
+        (AS_IN_THE_PAPER, "Decouple, as weakly as dae: the FD of dae's samples is 0.852 times", "as in the paper"),
+        (
+            {"baseline": (33.0, 29.0, 61.0), "dae": (30.0, 33.0, 75.0)},
+            "Do not decouple: the FD of dae's samples is 1.230 times",
+            "not here",
+        ),
     ):
         write_experiment(tmp_path, distances, SEEDS, arm_noise=0.03)
         text = words(make_page(tmp_path, seeds=SEEDS))
         assert headline in text and text.count(expectations) == 3
+
+
+def test_the_answer_comes_first_then_why_then_how_sure_and_pictures_before_tables(tmp_path):
+    arms = ("baseline", "dae", "continued")
+    write_experiment(tmp_path, AS_IN_THE_PAPER | {"continued": (60.0, 34.0, 60.0)}, SEEDS, arm_noise=0.03)
+    for seed in SEEDS:
+        for arm in arms:
+            edit_json(tmp_path / f"metrics/evaluate/{arm}-{seed}.json", lambda tree: tree["samples"].update(factor_tv=0.2))
+    page = make_page(tmp_path, arms, SEEDS)
+    order = ["headline", 'id="why"', 'id="certainty"', 'id="images"', 'id="results"']
+    assert sorted(order, key=page.index) == order
+    text = words(page)
+    assert "Not testable at this budget: raise num_steps of every arm" in text
+    assert re.search(r"Converged .*? 0\.55\d at most 0\.1 failed The autoencoder is still learning\. Raise num_steps", text)
+    assert re.search(r"The prior is the bottleneck .*? 0\.56 at least 0\.5 passed", text)
+    assert "dae Factor tv 1.000 1.000 to 1.000 no opinion" in text
+    assert re.search(r"dae 0\.852 0\.8\d\d to 0\.8\d\d < 0\.001 5 better – continued no candidate", text)
+    assert "What 5 seeds are good for: large effects." in text
 
 
 def test_the_best_arm_of_a_column_is_marked_in_the_metrics_direction(tmp_path):
