@@ -169,7 +169,7 @@ def _headline(answer: str, chosen: Comparison | None, gates: list[dict], summary
     if answer == "judges disagree":
         against = [describe(metric).label for metric, (_, opinion) in chosen.judges.items() if opinion == "disagrees"]
         labels = " and ".join(against or [describe(metric).label for metric in chosen.judges])
-        return f"The judges disagree: {told}, but {labels} {'say the opposite' if against else 'do not confirm it'}."
+        return f"The judges disagree: {told}, but it is {'the other way round' if against else 'not confirmed'} by {labels}."
     return {
         "not testable": f"Not testable at this budget: {_raise_this(gates)}.",
         "decouple": f"Decouple, as weakly as {chosen.arm}: {told}.",

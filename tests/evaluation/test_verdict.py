@@ -6,6 +6,7 @@ from statistics import fmean
 
 import pytest
 
+from evaluation.summary import describe
 from evaluation.verdict import JUDGES, conclude, departure
 from tests.evaluation.experiment import ARMS, FLOOR, GATES, waver
 
@@ -141,7 +142,7 @@ def test_no_judge_may_disagree_and_one_must_agree(judged, ratio, opinions, expec
     assert [judge["opinion"] for judge in conclusion["comparisons"][0]["judges"]] == opinions
     assert conclusion["verdict"]["answer"] == expected
     if "disagrees" in opinions:
-        assert "Swd laplacian say the opposite" in conclusion["verdict"]["headline"].replace("SWD", "Swd")
+        assert f"the other way round by {describe('swd_laplacian').label}." in conclusion["verdict"]["headline"]
 
 
 def test_a_judge_that_was_not_measured_or_gives_no_ratio_is_not_heard():
