@@ -138,6 +138,8 @@ def test_missing_parameter(tmp_path, key):
         ("reconstruction_loss.discriminator_start", "half", ""),
         ("reconstruction_loss.discriminator_start", -1, "0"),
         ("report.title", 5, "string"),
+        ("gates.min_prior_share", 1.5, "less than or equal to 1"),
+        ("gates.max_decoupling_tax", 0.0, "greater than 0"),
     ],
 )
 def test_wrong_value(tmp_path, key, value, allowed):
