@@ -22,6 +22,7 @@ from sections import (
     Evaluation,
     Experiment,
     Freeze,
+    Gates,
     Optimization,
     Prior,
     ReconstructionLoss,
@@ -55,6 +56,7 @@ class Params(Section):
     prior: Prior
     sample: Sample
     evaluation: Evaluation
+    gates: Gates
     report: Report
     runtime: Runtime
 

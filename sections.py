@@ -337,6 +337,15 @@ class Evaluation(Section):
         return self
 
 
+class Gates(Section):
+    """When the question can be answered at all; evaluation/gates.py says what each is of."""
+
+    max_unconverged: Fraction
+    max_decoupling_tax: PositiveFloat
+    min_prior_share: Fraction
+    min_precision: Fraction
+
+
 class Report(Section):
     title: str
 

@@ -50,7 +50,7 @@ def explain(error: ValidationError, tree: dict, model: type[BaseModel]) -> str:
         message = message[0].lower() + message[1:]
         if first["type"] != "value_error":
             message = _with_value(first, message)
-    dotted = ".".join(str(part) for part in path)
+    dotted = ".".join(name if (name := str(part)).isprintable() else repr(name) for part in path)
     more = len(errors) - 1
     return (f"{dotted}: " if dotted else "") + message + (f" (and {more} more)" if more else "")
 

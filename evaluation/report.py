@@ -9,7 +9,8 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from evaluation.plots import NUM_ARM_COLORS, draw_panels, embed_grid, read_curve
-from evaluation.summary import EXTRACTOR_LABELS, TRAINING_STAGES, decimals, describe, images_seen
+from evaluation.statistics import LOOKS, log_ratios, pair
+from evaluation.summary import EXTRACTOR_LABELS, TRAINING_STAGES, decimals, describe, format_duration, images_seen
 
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
 NUM_NAMES_SHOWN = 20  # of skipped images; the rest are counted
@@ -54,6 +55,12 @@ GRIDS = {
     "reconstruction_stage2": "After stage 2",
     "samples": "Samples",
 }
+# States, decisions, opinions and verdicts of rows -> how the page colours them.
+TONES = {
+    **dict.fromkeys(("passed", "better", "agrees", "as in the paper"), "good"),
+    **dict.fromkeys(("failed", "worse", "disagrees", "not here"), "bad"),
+    **dict.fromkeys(("not measured", "no difference", "undecided", "no opinion", "cannot be told"), "unsure"),
+}
 # Figures of arXiv 2307.08283; FID as the paper measured it.
 PAPER = {"url": "https://arxiv.org/abs/2307.08283", "dataset": "FacesHQ", "baseline_fid": "9.97", "decoupled_fid": "8.58"}
 
@@ -85,6 +92,9 @@ def render(title: str, summary: dict, durations: list[dict], curves: Path, grids
         distance=describe(summary["distance"]).full_label,
         is_inception=summary["distance"] == "fid",
         chart=_distance_chart(summary),
+        gates=[_gate_view(gate) for gate in summary["gates"]],
+        comparisons=[_comparison_view(row) for row in summary["comparisons"]],
+        looks=" and ".join(", ".join(map(str, LOOKS)).rsplit(", ", 1)),
         quality=_table(summary, quality, with_floor=True),
         others=_table(summary, [name for name in names if name not in quality], with_floor=False),
         notes=_notes(names),
@@ -113,15 +123,6 @@ def format_bytes(count: float) -> str:
     return f"{count:.1f} TB"
 
 
-def format_duration(seconds: float) -> str:
-    """``75.3`` -> ``1 min 15 s``."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {seconds:02d} s"
-
-
 def format_count(count: float) -> str:
     """``1234567`` -> ``1.23 M``; exact below ten thousand."""
     if count >= 1e9:
@@ -129,6 +130,11 @@ def format_count(count: float) -> str:
     if count >= 1e6:
         return f"{count / 1e6:.2f} M"
     return f"{count / 1e3:.1f} k" if count >= 1e4 else f"{count:,.0f}"
+
+
+def format_interval(row: dict) -> str:
+    """The 95 % interval of a ratio, or a dash where two seeds or fewer give none worth showing."""
+    return "–" if row["num_seeds"] < min(LOOKS) else f"{row['low']:.3f} to {row['high']:.3f}"
 
 
 def flatten_parameters(tree, prefix: str = "") -> list[tuple[str, str]]:
@@ -246,14 +252,15 @@ def _metric_column(summary: dict, name: str) -> dict:
 
 
 def _best_arm(summary: dict, name: str, direction: int) -> str | None:
-    """The arm to mark: the best mean, unless another arm is level or within the spread of the difference."""
+    """The arm to mark: the best mean, where the 95 % interval of its difference from every other arm, paired by seed, excludes none."""
     means = {arm: tree["mean"].get(name) for arm, tree in summary["arms"].items()}
     if direction == 0 or len(means) < 2 or None in means.values():
         return None
+    values = {arm: [run[name] for run in tree["runs"].values()] for arm, tree in summary["arms"].items()}
     best = max(means, key=lambda arm: direction * means[arm])
-    for arm, mean in means.items():
-        stds = [summary["arms"][one]["std"].get(name) or 0.0 for one in (arm, best)]
-        if arm != best and abs(mean - means[best]) <= (stds[0] ** 2 + stds[1] ** 2) ** 0.5:
+    for arm in means.keys() - {best}:
+        plain = [ours - theirs for ours, theirs in zip(values[best], values[arm], strict=True)]
+        if not pair(log_ratios(values[best], values[arm]) or plain).excludes_zero:
             return None
     return best
 
@@ -324,14 +331,34 @@ def _skipped_steps(summary: dict) -> list[str]:
     ]
 
 
+def _gate_view(gate: dict) -> dict:
+    """A gate's numbers as text, and what follows from its state in one sentence."""
+    sentences = [text[:1].upper() + text[1:] + "." for text in (gate["why"], gate["advice"]) if text]
+    return gate | {
+        "value_text": "–" if gate["value"] is None else f"{gate['value']:.3g}",
+        "limit_text": f"{gate['bound']} {gate['threshold']:g}",
+        "advice_text": " ".join(sentences),
+        "tone": TONES[gate["state"]],
+    }
+
+
+def _comparison_view(row: dict) -> dict:
+    judges = [
+        judge | {"label": describe(judge["metric"]).full_label, "interval_text": format_interval(judge), "tone": TONES[judge["opinion"]]}
+        for judge in row["judges"]
+    ]
+    p = "–" if row["num_seeds"] < min(LOOKS) else f"{row['p']:.3f}" if row["p"] >= 0.001 else "< 0.001"
+    return row | {"judges": judges, "interval_text": format_interval(row), "p_text": p, "tone": TONES[row["decision"]]}
+
+
 def _expectation_view(row: dict) -> dict:
     places = decimals([row["mean"], row["baseline_mean"]])
     return row | {
         "claim": f"{SECTION_LABELS[row['section']]} {'are' if row['section'] == 'samples' else 'is'} {row['expected']} than the baseline's",
         "values": f"{row['mean']:.{places}f} against {row['baseline_mean']:.{places}f}",
-        "difference_text": f"{row['difference']:+.{places}f}".replace("-", "−"),
-        "spread_text": "unknown (one seed)" if row["spread"] is None else f"{row['spread']:.{places}f}",
-        "tone": {"as in the paper": "good", "not here": "bad", "within the spread": "unsure"}[row["verdict"]],
+        "ratio_text": f"{row['ratio']:.3f}",
+        "interval_text": format_interval(row),
+        "tone": TONES[row["verdict"]],
     }
 
 

@@ -1,4 +1,4 @@
-"""Every arm and seed in one tree: what was measured, under which protocol, and how it compares with the paper's expectation.
+"""Every arm and seed in one tree: what was measured, and under which protocol; evaluation/verdict.py adds what follows from it.
 
 Numbers are keyed by where they come from: ``samples.fd_efficientnet_lite0``, ``training.stage1.num_images_seen``.
 """
@@ -19,13 +19,12 @@ from evaluation.records import DataRecord, DurationRecord, EvaluationRecord, Ref
 from storage.files import MANIFEST, read_json, require_keys
 from storage.shards import read_manifest
 
-FORMAT = "dae-report-1"
+FORMAT = "dae-report-2"
 TRAINING_STAGES = ("stage1", "stage2", "prior")
 # The order in which the stages are shown. Which stages there are is read from the folder of durations.
 STAGE_ORDER = ("shards", "reference", "stage1", "freeze", "encode", "stage2", "prior", "sample", "evaluate")
 # What the paper leads one to expect of an arm with a weak auxiliary decoder, next to the baseline.
 EXPECTATIONS = (("reconstruction_stage1", "worse"), ("reconstruction_stage2", "better"), ("samples", "better"))
-BUDGET_TOLERANCE = 0.01  # relative difference of images seen above which two arms had different budgets
 
 
 @dataclass(frozen=True)
@@ -93,17 +92,17 @@ def is_distance(metric: str) -> bool:
 
 
 def collect(arms: list[str], seeds: list[int], metrics: Path, durations: list[dict], shards: Path) -> dict:
-    """Gather the summary of an experiment, ready to be written as JSON.
+    """Gather what was measured of an experiment, as plain JSON.
 
     Args:
         arms: their names; the first is the baseline.
         seeds: every arm ran with each of them. Files of other arms and seeds are not read.
         metrics: the folder of metrics files.
-        durations: what ``read_durations`` returned; only the code versions are taken, as times vary from run to run.
+        durations: what ``read_durations`` returned; the code versions are taken.
         shards: the folder of the data set's shards.
 
     Raises:
-        PipelineError: a file is missing or damaged, or two runs were measured under different protocols.
+        PipelineError: a file is missing or damaged, a distance is not above zero, or two runs were measured under different protocols.
     """
     reference = _read(metrics / "reference.json", "reference", ReferenceRecord)
     floor = _flatten(reference["floor"], metrics / "reference.json")
@@ -129,70 +128,8 @@ def collect(arms: list[str], seeds: list[int], metrics: Path, durations: list[di
         "data": _data(shards),
         "code_versions": sorted({row["code_version"] for row in durations}),
     }
-    summary["expectations"] = [row for arm in arms[1:] for row in compare(summary, arm)]
-    summary["verdict"] = verdict(summary)
+    _require_positive(summary, metrics / "evaluate")
     return summary
-
-
-def compare(summary: dict, arm: str) -> list[dict]:
-    """Hold one arm against the baseline, one row per expectation of the paper.
-
-    ``spread`` is the standard deviation of the difference between two single runs, sqrt(std² + std²), null for one
-    seed. A difference that does not exceed it is within the spread.
-    """
-    rows = []
-    for section, expected in EXPECTATIONS:
-        key = f"{section}.{summary['distance']}"
-        ours, theirs = summary["arms"][arm], summary["arms"][summary["baseline"]]
-        difference = ours["mean"][key] - theirs["mean"][key]
-        known = ours["std"][key] is not None
-        spread = math.hypot(ours["std"][key], theirs["std"][key]) if known else None
-        measured = "equal" if difference == 0 else "better" if difference < 0 else "worse"
-        verdict = "as in the paper" if measured == expected else "not here"
-        if known and abs(difference) <= spread:
-            verdict = "within the spread"
-        rows.append(
-            {
-                "arm": arm,
-                "section": section,
-                "metric": summary["distance"],
-                "expected": expected,
-                "measured": measured,
-                "verdict": verdict,
-                "baseline_mean": theirs["mean"][key],
-                "mean": ours["mean"][key],
-                "difference": difference,
-                "spread": spread,
-                "gap_closed": _gap_closed(theirs["mean"][key], difference, summary["floor"].get(summary["distance"])),
-            }
-        )
-    return rows
-
-
-def verdict(summary: dict) -> dict:
-    """Say in words whether each arm's samples beat the baseline's.
-
-    Returns:
-        ``{"headline", "paragraphs", "outcomes": arm -> "better", "worse", "equal" or "within the spread"}``.
-    """
-    baseline, num_seeds = summary["baseline"], len(summary["seeds"])
-    rows = [row for row in summary["expectations"] if row["section"] == "samples"]
-    if not rows:
-        return {"headline": f"Only {baseline} was run: there is nothing to compare it with.", "paragraphs": [], "outcomes": {}}
-    outcomes = {row["arm"]: "within the spread" if row["verdict"] == "within the spread" else row["measured"] for row in rows}
-    headlines = {
-        "better": "{arm} beat {baseline}",
-        "worse": "{arm} did not beat {baseline}",
-        "equal": "{arm} and {baseline} scored the same",
-        "within the spread": "{arm} and {baseline} cannot be told apart",
-    }
-    parts = [headlines[outcome].format(arm=arm, baseline=baseline) for arm, outcome in outcomes.items()]
-    scope = "On this data, with one seed, " if num_seeds == 1 else "On this data, "
-    return {
-        "headline": scope + "; ".join(parts) + ".",
-        "paragraphs": [*(_explain(row, summary) for row in rows), _caveats(summary)],
-        "outcomes": outcomes,
-    }
 
 
 def decimals(values: Iterable[float | None]) -> int:
@@ -201,6 +138,15 @@ def decimals(values: Iterable[float | None]) -> int:
     if largest == 0:
         return 2
     return min(6, max(0, 3 - math.floor(math.log10(largest)) - (0.1 <= largest < 1)))
+
+
+def format_duration(seconds: float) -> str:
+    """``75.3`` -> ``1 min 15 s``."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {seconds:02d} s"
 
 
 def images_seen(values: dict) -> float:
@@ -295,6 +241,17 @@ def _distance(mean: dict, folder: Path) -> str:
     return found.pop()
 
 
+def _require_positive(summary: dict, folder: Path) -> None:
+    """A distance of images is more than zero, or it has no ratio to another."""
+    for arm, tree in summary["arms"].items():
+        for seed, run in tree["runs"].items():
+            for key in (f"{section}.{summary['distance']}" for section, _ in EXPECTATIONS):
+                if run[key] <= 0:
+                    raise PipelineError(
+                        f"{folder / f'{arm}-{seed}.json'}: {key} is {run[key]}, not above 0; run dvc repro evaluate@{arm}-{seed}"
+                    )
+
+
 def _data(shards: Path) -> dict:
     manifest = read_manifest(shards)
     require_keys(shards / MANIFEST, manifest, DataRecord)
@@ -310,54 +267,3 @@ def _data(shards: Path) -> dict:
         "skipped": manifest["skipped"],
         "ignored": manifest["ignored"],
     }
-
-
-def _gap_closed(baseline: float, difference: float, floor: float | None) -> float | None:
-    """Share of the baseline's distance above the floor that the arm does without; negative when it adds to it."""
-    if floor is None or baseline <= floor:
-        return None
-    return -difference / (baseline - floor) + 0.0  # + 0.0: no minus zero
-
-
-def _explain(row: dict, summary: dict) -> str:
-    """How far apart the samples of an arm and of the baseline are, against the floor and against the spread."""
-    arm, baseline = row["arm"], summary["baseline"]
-    value = {arm: row["mean"], baseline: row["baseline_mean"]}
-    std = {name: summary["arms"][name]["std"][f"samples.{row['metric']}"] for name in value}
-    places = decimals(value.values())
-    shown = {name: f"{value[name]:.{places}f}" + (f" ± {std[name]:.{places}f}" if std[name] is not None else "") for name in value}
-    size = f"{abs(row['difference']):.{places}f}"
-    label = describe(row["metric"]).full_label
-    text = f"Samples of {arm} have {label} {shown[arm]}, those of {baseline} {shown[baseline]} (lower is better)"
-    if row["measured"] != "equal":
-        text += f": {size} {'lower' if row['measured'] == 'better' else 'higher'}"
-        if row["gap_closed"] is not None:
-            change = "takes away" if row["gap_closed"] > 0 else "adds"
-            text += f", which {change} {abs(row['gap_closed']):.0%} of {baseline}'s distance above the floor"
-    text += "."
-    if row["spread"] is not None:
-        relation = "does not exceed" if row["verdict"] == "within the spread" else "exceeds"
-        text += f" The difference {relation} the spread of {row['spread']:.{places}f} between two single runs."
-    return text
-
-
-def _caveats(summary: dict) -> str:
-    """What the comparison rests on: the floor, the number of seeds, the budgets."""
-    sentences = []
-    floor = summary["floor"].get(summary["distance"])
-    if floor is not None:
-        places = decimals(tree["mean"][f"samples.{summary['distance']}"] for tree in summary["arms"].values())
-        sentences.append(f"The floor, {floor:.{places}f}, is what real training images score against the same reference.")
-    if len(summary["seeds"]) == 1:
-        sentences.append("One seed per arm: how far these numbers would move with another seed is unknown.")
-    else:
-        sentences.append(f"Means ± standard deviations over {len(summary['seeds'])} seeds.")
-    return " ".join([*sentences, _budget_sentence(summary)])
-
-
-def _budget_sentence(summary: dict) -> str:
-    seen = {arm: images_seen(tree["mean"]) for arm, tree in summary["arms"].items()}
-    if max(seen.values()) - min(seen.values()) <= BUDGET_TOLERANCE * max(seen.values()):
-        return f"Every arm's autoencoder saw {max(seen.values()):,.0f} images in training."
-    listing = ", ".join(f"{arm} {count:,.0f}" for arm, count in seen.items())
-    return f"The budgets differ, so the comparison is not an equal one: images seen by the autoencoder: {listing}."

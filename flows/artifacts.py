@@ -16,6 +16,7 @@ from flows.graph import Node
 
 MAX_PREVIEW_PIXELS = 1024  # along a side; data URLs go into Prefect's database
 SUMMARY = "report/summary.json"
+COMPARED = ("arm", "ratio", "low", "high", "p", "num_seeds", "decision", "num_more_seeds")
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,9 @@ def publish(root: Path, nodes: Iterable[Node], outcomes: list[Outcome]) -> None:
             key = f"{node.name}-{image.stem}".replace("@", "-").replace("_", "-").lower()
             create_image_artifact(_data_url(image), key=key, description=f"{node.name}: {image.stem.replace('_', ' ')}")
     if (root / SUMMARY).exists() and any(SUMMARY.startswith(f"{out}/") for node in nodes for out in node.outs):
-        create_markdown_artifact(_report(json.loads((root / SUMMARY).read_text()), root), key="report", description="The report in short")
+        create_markdown_artifact(
+            report_in_short(json.loads((root / SUMMARY).read_text()), root), key="report", description="The report in short"
+        )
 
 
 def _metric_rows(path: Path, stage: str) -> list[dict]:
@@ -65,13 +68,31 @@ def _data_url(path: Path) -> str:
     return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
-def _report(summary: dict, root: Path) -> str:
+def report_in_short(summary: dict, root: Path) -> str:
+    """Markdown of a summary: the answer, the gates and the comparisons behind it, and the means of every metric.
+
+    A summary that an earlier version has left, where the report could not be made anew, has the last only.
+    """
+    lines = [f"**{summary['verdict']['headline']}**", ""] if "verdict" in summary else []
+    gates = [
+        [gate["name"], gate["value"], f"{gate['bound']} {gate['threshold']:g}", gate["state"], gate["advice"]]
+        for gate in summary.get("gates", [])
+    ]
+    lines += _table(["gate", "measured", "asked", "state", "what to do"], gates)
+    compared = [[row[name] for name in COMPARED] for row in summary.get("comparisons", [])]
+    lines += _table([name.replace("_", " ") for name in COMPARED], compared)
     arms = summary["arms"]
     names = list(dict.fromkeys(name for arm in arms.values() for name in arm["mean"]))
-    lines = ["| mean over seeds | " + " | ".join(arms) + " |", "|---" * (len(arms) + 1) + "|"]
-    lines += [f"| {name} | " + " | ".join(_number(arm["mean"].get(name)) for arm in arms.values()) + " |" for name in names]
-    lines += ["", f"With grids, curves, protocol and what to expect of it: `{root / 'report/index.html'}`"]
-    return "\n".join(lines)
+    lines += _table(["mean over seeds", *arms], [[name, *(arm["mean"].get(name) for arm in arms.values())] for name in names])
+    return "\n".join([*lines, f"With grids, curves, protocol and what to expect of it: `{root / 'report/index.html'}`"])
+
+
+def _table(heads: list[str], rows: list[list]) -> list[str]:
+    """Lines of a Markdown table with an empty one after it; none where there are no rows."""
+    if not rows:
+        return []
+    cells = [[_number(cell) if isinstance(cell, float) or cell is None else str(cell) for cell in row] for row in rows]
+    return ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|", *("| " + " | ".join(row) + " |" for row in cells), ""]
 
 
 def _number(value: float | None) -> str:

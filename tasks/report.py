@@ -2,6 +2,7 @@
 
 from evaluation.report import render
 from evaluation.summary import collect, read_durations
+from evaluation.verdict import conclude
 from params import Params
 from stage import Stage
 from storage.files import write_atomic, write_json
@@ -14,7 +15,9 @@ def run(params, inputs, outputs) -> dict:
     arms, seeds = params.experiment.arms, params.experiment.seeds
     durations = read_durations(inputs.durations, [f"{arm}-{seed}" for arm in arms for seed in seeds])
     summary = collect(arms, seeds, inputs.metrics, durations, inputs.shards)
-    page = render(params.report.title, summary, durations, inputs.curves, inputs.evaluate, _parameters(params))
+    parameters = _parameters(params)
+    summary |= conclude(summary, {arm: parameters["arms"][arm] for arm in arms}, params.gates, durations)
+    page = render(params.report.title, summary, durations, inputs.curves, inputs.evaluate, parameters)
     write_json(outputs.artifact / "summary.json", summary)
     write_atomic(outputs.artifact / "index.html", page.encode())
     return summary

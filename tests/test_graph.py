@@ -59,6 +59,7 @@ ADAPTERS = {
     "evaluation/fidelity.py": {"torch_fidelity"},
     "evaluation/plots.py": {"matplotlib"},
     "evaluation/report.py": {"jinja2"},
+    "evaluation/statistics.py": {"scipy"},
     "tasks/__init__.py": {"psutil"},
     "training/footprint.py": {"psutil"},
     "training/cluster.py": {"ray"},

@@ -92,6 +92,10 @@ def test_unknown_parameter(tmp_path, key, suggestion):
     assert message.startswith(f"{key}: unknown parameter; {suggestion}")
 
 
+def test_a_parameter_whose_name_breaks_the_line_is_named_in_quotes(tmp_path):
+    assert complaint_about(tmp_path, **{"a\nb": 1}).startswith(r"'a\nb': unknown parameter; ")
+
+
 def test_misspelt_parameter_is_named_before_the_one_it_leaves_missing(tmp_path):
     message = complaint_about(tmp_path, stage1__learning_rat=0.001, stage1__learning_rate=REMOVED)
     assert message == "stage1.learning_rat: unknown parameter; did you mean learning_rate? (and 1 more)"
@@ -147,6 +151,8 @@ def test_missing_parameter(tmp_path, key):
         ("arms.dae_noise.stage1.latent_noise.strength", 0.0, "greater than 0"),
         ("arms.dae_noise.stage1.latent_noise.kind", "additive", "'interpolated', 'added' or 'swapped'"),
         ("report.title", 5, "string"),
+        ("gates.min_prior_share", 1.5, "less than or equal to 1"),
+        ("gates.max_decoupling_tax", 0.0, "greater than 0"),
     ],
 )
 def test_wrong_value(tmp_path, key, value, allowed):

@@ -8,6 +8,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from evaluation.summary import collect, read_durations
+from evaluation.verdict import conclude
+from sections import Gates
 from tests.sealing import seal
 
 PROTOCOL = {
@@ -27,7 +30,23 @@ PROTOCOL = {
 # arm -> distance after stage 1, after stage 2, of samples: as the paper has it
 AS_IN_THE_PAPER = {"baseline": (33.0, 33.0, 61.0), "dae": (41.0, 29.0, 52.0)}
 FLOOR = 11.0
+GATES = Gates(max_unconverged=0.1, max_decoupling_tax=1.1, min_prior_share=0.5, min_precision=0.1)
 SECTIONS = ("reconstruction_stage1", "reconstruction_stage2", "samples")
+# The arms' settings: joint training, the weak arm, its control, and arms that are weak in other ways.
+FULL = {
+    "num_steps": 750, "num_adversarial_steps": 300, "channels_multiplier": 1.0, "dropout": 0.0, "latent_noise": None, "bottleneck": None,
+}  # fmt: skip
+FRESH = {"num_steps": 750, "num_adversarial_steps": 600, "start": "fresh", "learning_rate_factor": 1.0, "latent_noise": None}
+CONTINUED = FRESH | {"num_adversarial_steps": 300, "start": "stage1", "learning_rate_factor": 0.3}
+NONE = CONTINUED | {"num_steps": 0, "num_adversarial_steps": 0}
+ARMS = {
+    "baseline": {"stage1": FULL | {"num_steps": 1500, "num_adversarial_steps": 600}, "stage2": NONE},
+    "dae": {"stage1": FULL | {"channels_multiplier": 0.5}, "stage2": FRESH},
+    "continued": {"stage1": FULL, "stage2": CONTINUED},
+    "dae_dropout": {"stage1": FULL | {"dropout": 0.5}, "stage2": CONTINUED},
+    "dae_noise": {"stage1": FULL | {"latent_noise": {"kind": "added", "strength": 1.0}}, "stage2": CONTINUED},
+    "robust": {"stage1": FULL, "stage2": CONTINUED | {"latent_noise": {"kind": "added", "strength": 0.5}}},
+}
 JOINT, HALVES = {"stage1": 1500, "stage2": 0}, {"stage1": 750, "stage2": 750}
 
 
@@ -43,12 +62,15 @@ def edit_json(path: Path, change) -> None:
     path.write_text(json.dumps(tree))
 
 
-def write_experiment(root: Path, distances=AS_IN_THE_PAPER, seeds=(0,), seed_step=0.0, protocol=PROTOCOL, distance="fd_efficientnet_lite0"):
+def write_experiment(
+    root: Path, distances=AS_IN_THE_PAPER, seeds=(0,), seed_step=0.0, protocol=PROTOCOL, distance="fd_efficientnet_lite0", arm_noise=0.0
+):
     """Write metrics, durations, curves, grids and the shards' manifest of an experiment below ``root``.
 
     Args:
         distances: arm -> distance after stage 1, after stage 2, of samples.
         seed_step: added to every distance for each further seed, around the given mean.
+        arm_noise: relative deviation, from seed to seed, of all distances of every arm but the first; their geometric mean stays.
         distance: key of the Fréchet distance; the kernel distance is named to match.
     """
     kernel = distance.replace("fd", "kd") if distance.startswith("fd") else "kid"
@@ -56,7 +78,8 @@ def write_experiment(root: Path, distances=AS_IN_THE_PAPER, seeds=(0,), seed_ste
     for arm, values in distances.items():
         for position, seed in enumerate(seeds):
             shift = seed_step * (position - (len(seeds) - 1) / 2)
-            _write_metrics(root, arm, seed, [value + shift for value in values], protocol, (distance, kernel))
+            noise = 1.0 if arm == next(iter(distances)) else math.exp(arm_noise * waver(position, len(seeds)))
+            _write_metrics(root, arm, seed, [(value + shift) * noise for value in values], protocol, (distance, kernel))
             _write_durations(root, f"{arm}-{seed}")
             _write_curves(root, arm, seed)
             _write_grids(root / "artifacts/evaluate" / f"{arm}-{seed}")
@@ -67,6 +90,19 @@ def write_experiment(root: Path, distances=AS_IN_THE_PAPER, seeds=(0,), seed_ste
     write_manifest(root / "artifacts/shards", skipped=[{"name": "faces/broken.png", "reason": "truncated file"}])
     (root / "artifacts/reference").mkdir(exist_ok=True)
     seal(root)
+
+
+def waver(position: int, num_seeds: int) -> float:
+    """The value of one seed among values of mean 0 and sample deviation 1."""
+    steps = np.arange(num_seeds) - (num_seeds - 1) / 2
+    return float(steps[position] / steps.std(ddof=1)) if num_seeds > 1 else 0.0
+
+
+def conclusion(root: Path, arms=("baseline", "dae"), seeds=(0,)) -> tuple[dict, list[dict]]:
+    """The summary with its verdict, as the report stage makes it, and the durations."""
+    durations = read_durations(root / "durations", [f"{arm}-{seed}" for arm in arms for seed in seeds])
+    summary = collect(list(arms), list(seeds), root / "metrics", durations, root / "artifacts/shards")
+    return summary | conclude(summary, {arm: ARMS[arm] for arm in arms}, GATES, durations), durations
 
 
 def write_manifest(folder: Path, skipped: list[dict], path: str = "photos/faces") -> None:

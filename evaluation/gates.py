@@ -1,0 +1,135 @@
+"""When the question can be answered at all: four conditions on the baseline and a control, and what to raise where one fails.
+
+An autoencoder that is still learning, a decoder that decoupling has halved the training of, samples that the autoencoder or nobody has
+learnt to make: each hides what a simpler latent is worth. A failed gate says so; it never says that decoupling does not pay.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+from sections import Gates
+
+ADD_CONTROL = (
+    "add a control to experiment.arms: an arm with the full decoder, no dropout and no noise whose encoder is frozen before the baseline's "
+    "steps are over, such as continued"
+)
+
+
+@dataclass(frozen=True)
+class Gate:
+    """One condition.
+
+    Attributes:
+        name: what holds when it is passed.
+        asks: what is measured, in words.
+        value: of that; None where it cannot be measured.
+        bound: "at most" or "at least", of the threshold.
+        threshold: from the section ``gates`` of params.yaml.
+        state: "passed", "failed" or "not measured".
+        why: what its failure means; empty where it has not failed.
+        advice: what to do; empty where it is passed.
+    """
+
+    name: str
+    asks: str
+    value: float | None
+    bound: str
+    threshold: float
+    state: str
+    why: str
+    advice: str
+
+
+def check_gates(summary: dict, arms: dict[str, dict], thresholds: Gates) -> list[dict]:
+    """Hold every gate against the arms' means.
+
+    Args:
+        summary: what ``evaluation.summary.collect`` returned.
+        arms: the settings of the experiment's arms, as params.yaml has them; the first is the baseline.
+
+    Returns:
+        The four gates as trees, in the order in which they are worth mending.
+    """
+    distance, baseline, control = summary["distance"], summary["baseline"], find_control(arms)
+    name = control or "a control"
+    floor, mean = summary["floor"].get(distance), {arm: tree["mean"] for arm, tree in summary["arms"].items()}
+    joint, samples = (mean[baseline][f"{section}.{distance}"] for section in ("reconstruction_stage2", "samples"))
+    halfway, decoupled = (mean[control][f"reconstruction_{stage}.{distance}"] if control else None for stage in ("stage1", "stage2"))
+    missing = "" if control else ADD_CONTROL
+    gates = [
+        _gate(
+            "converged",
+            f"reconstructions of {name} after stage 1 and of {baseline}: difference, as a share of the distance above the floor",
+            None if control is None or floor is None else _unconverged(halfway, joint, floor),
+            ("at most", thresholds.max_unconverged),
+            ("the autoencoder is still learning", "raise num_steps of every arm, in both stages alike", missing),
+        ),
+        _gate(
+            "decoupling is cheap",
+            f"reconstructions of {name} after stage 2: distance, over that of {baseline}'s",
+            decoupled / joint if control else None,
+            ("at most", thresholds.max_decoupling_tax),
+            ("even the full decoder loses too much by freezing the encoder", "raise num_steps of every arm", missing),
+        ),
+        _gate(
+            "the prior is the bottleneck",
+            f"samples of {baseline}: what they add to its reconstructions' distance, as a share of theirs above the floor",
+            None if floor is None else _prior_share(joint, samples, floor),
+            ("at least", thresholds.min_prior_share),
+            (
+                "what the autoencoder loses weighs more than what the prior does, so that an easier latent cannot pay",
+                "make the autoencoder better: raise num_steps of every arm, or autoencoder.channels",
+                "",
+            ),
+        ),
+        _gate(
+            "samples are images",
+            f"samples of {baseline}: precision, the share that lies among real images",
+            mean[baseline].get("samples.precision"),
+            ("at least", thresholds.min_precision),
+            (
+                "hardly a sample lies among real images, so that their distances rank blurs",
+                "raise prior.training.num_steps, then the prior's size, or lower dataset.image_size",
+                "",
+            ),
+        ),
+    ]
+    return [asdict(gate) for gate in gates]
+
+
+def find_control(arms: dict[str, dict]) -> str | None:
+    """The first arm that is decoupled without being weakened; known by its settings, as names are the user's.
+
+    Its encoder learns with the full decoder, without dropout or noise, for fewer steps than the first arm's, and is then frozen while
+    a decoder learns, again without noise.
+    """
+    baseline, *others = arms
+    for arm in others:
+        stage1, stage2 = arms[arm]["stage1"], arms[arm]["stage2"]
+        is_full = stage1["channels_multiplier"] == 1 and not stage1["dropout"] and not stage1["bottleneck"]
+        is_clean = not stage1["latent_noise"] and not stage2["latent_noise"]
+        if is_full and is_clean and stage2["num_steps"] > 0 and stage1["num_steps"] < arms[baseline]["stage1"]["num_steps"]:
+            return arm
+    return None
+
+
+def _gate(name: str, asks: str, value: float | None, limit: tuple[str, float], words: tuple[str, str, str]) -> Gate:
+    """``words``: why it fails, what to do then, and what to do where it cannot be measured."""
+    bound, threshold = limit
+    why, advice, missing = words
+    if value is None:
+        return Gate(name, asks, None, bound, threshold, "not measured", "", missing or "run dvc repro reference evaluate")
+    passed = value <= threshold if bound == "at most" else value >= threshold
+    return Gate(name, asks, value, bound, threshold, *(("passed", "", "") if passed else ("failed", why, advice)))
+
+
+def _unconverged(halfway: float, joint: float, floor: float) -> float:
+    """Difference of two distances as a share of the larger one above the floor; 0 when both are at the floor."""
+    above = max(halfway, joint) - floor
+    return abs(halfway - joint) / above if above > 0 else 0.0
+
+
+def _prior_share(reconstruction: float, samples: float, floor: float) -> float:
+    """What the prior adds, as a share of the samples' distance above the floor; 0 when samples are at the floor."""
+    return (samples - reconstruction) / (samples - floor) if samples > floor else 0.0

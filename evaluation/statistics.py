@@ -1,0 +1,141 @@
+"""What a few seeds can tell of two arms: the ratio of a distance, when a study may stop, and how many more seeds it would take.
+
+Runs are paired by seed, since a seed gives every arm the same initialisation, batches and noise: what is analysed is
+d = log(value of the arm) - log(value of the control), one number a seed, by Student's t. Nothing is resampled: with fewer than a dozen
+seeds a bootstrap's 95 % interval covers 69 to 89 %.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from bisect import bisect_left
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from scipy.special import chdtri, stdtr, stdtrit
+
+# Number of seeds at which a study may stop -> p below which it does. Five in a hundred studies of two equal arms end with a difference.
+LOOKS = {3: 0.005, 5: 0.01, 8: 0.04}
+LAST_LOOK = max(LOOKS)
+MARGIN = math.log(1.05)  # a smaller difference does not matter
+SCALE_CONFIDENCE = 0.8  # of the upper limit of the deviation of d that more seeds are planned with
+# From so many seeds on -> what they are good for.
+WORTH = {1: "no verdict", 3: "direction, size plus or minus", 5: "large effects", 8: "a verdict"}
+
+
+@dataclass(frozen=True)
+class Paired:
+    """Differences of two arms over the seeds that both ran with.
+
+    Attributes:
+        num_seeds: how many.
+        mean: of the differences.
+        std: their sample standard deviation; None with one seed, and so are interval and p.
+    """
+
+    num_seeds: int
+    mean: float
+    std: float | None
+
+    @property
+    def standard_error(self) -> float | None:
+        return None if self.std is None else self.std / math.sqrt(self.num_seeds)
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """95 % interval of the mean, by Student's t."""
+        if self.std is None:
+            return None
+        half = float(stdtrit(self.num_seeds - 1, 0.975)) * self.standard_error
+        return self.mean - half, self.mean + half
+
+    @property
+    def p(self) -> float | None:
+        """Two-sided p of the mean against 0."""
+        return None if self.std is None else float(two_sided_p(self.mean, self.std, self.num_seeds))
+
+    @property
+    def excludes_zero(self) -> int:
+        """-1 or 1 when the whole interval is below or above 0, else 0; 0 with fewer seeds than the first look's."""
+        if self.num_seeds < min(LOOKS):
+            return 0
+        low, high = self.interval
+        return (low > 0) - (high < 0)
+
+
+def pair(differences: Sequence[float]) -> Paired:
+    """Summarise differences, one a seed."""
+    std = statistics.stdev(differences) if len(differences) > 1 else None
+    return Paired(len(differences), statistics.fmean(differences), std)
+
+
+def log_ratios(values: Sequence[float], control: Sequence[float]) -> list[float] | None:
+    """log(value) - log(control) per seed; None where a value is not positive, so that there is no ratio."""
+    if min(*values, *control) <= 0:
+        return None
+    return [math.log(ours) - math.log(theirs) for ours, theirs in zip(values, control, strict=True)]
+
+
+def two_sided_p(mean, std, num_seeds: int):
+    """p of the paired t-test, for numbers or arrays; 1 where nothing differs, 0 where all seeds differ by the same."""
+    is_constant = std == 0
+    t = abs(mean) / (std + is_constant) * num_seeds**0.5
+    return 2 * stdtr(num_seeds - 1, -t) * (1 - is_constant) + is_constant * (mean == 0)
+
+
+def stopping_p(num_seeds: int) -> float | None:
+    """The p below which a study with so many seeds may stop; None between looks. Beyond the last look its p holds."""
+    return LOOKS[LAST_LOOK] if num_seeds > LAST_LOOK else LOOKS.get(num_seeds)
+
+
+def next_look(num_seeds: int) -> int | None:
+    """The number of seeds at which the question may be asked next; None from the last look on."""
+    return next((look for look in LOOKS if look > num_seeds), None)
+
+
+def decide(comparisons: dict[str, Paired]) -> dict[str, str]:
+    """Decide for each arm of a family, all compared by log ratios of a distance on the same seeds, by Holm's procedure.
+
+    The smallest p is held against the look's p divided by the number of arms, the next against it divided by one less, and so on up to
+    the first that fails. An interval inside +-5 % is "no difference" even where it excludes 1: a difference, but none that matters.
+
+    Returns:
+        arm -> "better", "worse", "no difference" or "undecided"; between looks always the last.
+    """
+    decisions = dict.fromkeys(comparisons, "undecided")
+    still_rejecting = True
+    for rank, arm in enumerate(sorted(comparisons, key=lambda arm: 1.0 if comparisons[arm].p is None else comparisons[arm].p)):
+        paired = comparisons[arm]
+        limit = stopping_p(paired.num_seeds)
+        if limit is None:
+            continue
+        still_rejecting = still_rejecting and paired.p < limit / (len(comparisons) - rank)
+        low, high = paired.interval
+        if max(-low, high) <= MARGIN:
+            decisions[arm] = "no difference"
+        elif still_rejecting:
+            decisions[arm] = "better" if paired.mean < 0 else "worse"
+    return decisions
+
+
+def upper_std(paired: Paired) -> float:
+    """A one-sided 80 % upper limit of the deviation of d, from the quantile of chi-square: 2.12, 1.56, 1.35 times at 3, 5, 8 seeds."""
+    freedom = paired.num_seeds - 1
+    return paired.std * math.sqrt(freedom / float(chdtri(freedom, SCALE_CONFIDENCE)))
+
+
+def num_more_seeds(paired: Paired) -> int:
+    """About how many seeds more would decide: until the interval's half-width is that of the effect, or of 5 %, and a look is due."""
+    needed = paired.num_seeds + 1
+    if paired.std:
+        std, effect = upper_std(paired), max(abs(paired.mean), MARGIN)
+        needed = bisect_left(
+            range(10**18), True, lo=needed, key=lambda number: float(stdtrit(number - 1, 0.975)) * std <= effect * math.sqrt(number)
+        )
+    return next((look for look in LOOKS if look >= needed), needed) - paired.num_seeds
+
+
+def worth(num_seeds: int) -> str:
+    """In words, what so many seeds are good for."""
+    return WORTH[max(number for number in WORTH if number <= num_seeds)]

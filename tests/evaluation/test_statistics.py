@@ -1,0 +1,142 @@
+"""The statistics of few seeds: what they promise is simulated, and what they compute held against scipy."""
+
+import functools
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from evaluation.statistics import (
+    LOOKS,
+    MARGIN,
+    Paired,
+    decide,
+    log_ratios,
+    next_look,
+    num_more_seeds,
+    pair,
+    stopping_p,
+    two_sided_p,
+    upper_std,
+    worth,
+)
+
+NUM_TRIALS = 200_000
+
+
+@functools.cache
+def standard_normal() -> np.ndarray:
+    return np.random.default_rng(0).standard_normal((NUM_TRIALS, max(LOOKS)))
+
+
+def share_stopped(effect: float) -> float:
+    """Share of simulated studies, of an effect in standard deviations of d, that stop with a difference at one of the looks."""
+    d = standard_normal() + effect
+    stopped = np.zeros(NUM_TRIALS, dtype=bool)
+    for look, limit in LOOKS.items():
+        stopped |= two_sided_p(d[:, :look].mean(1), d[:, :look].std(1, ddof=1), look) < limit
+    return stopped.mean()
+
+
+@pytest.mark.parametrize(("effect", "share"), [(0.0, 0.0504), (0.5, 0.21), (1.0, 0.64), (1.5, 0.94), (2.0, 0.996)])
+def test_false_alarms_and_power_over_all_looks(effect, share):
+    rounding = 0.0005 if share in (0.0504, 0.996) else 0.005
+    assert share_stopped(effect) == pytest.approx(share, abs=4 * math.sqrt(share * (1 - share) / NUM_TRIALS) + rounding)
+
+
+def test_false_alarms_over_several_arms():
+    """Of three arms that all equal the baseline, hence compared with the very same runs, one is told apart in 5 of 100 studies at most."""
+    baseline, *arms = np.random.default_rng(3).standard_normal((4, NUM_TRIALS // 4, max(LOOKS)))
+    stopped = np.zeros(NUM_TRIALS // 4, dtype=bool)
+    for look, limit in LOOKS.items():
+        d = [arm[:, :look] - baseline[:, :look] for arm in arms]
+        smallest = np.minimum.reduce([two_sided_p(one.mean(1), one.std(1, ddof=1), look) for one in d])
+        stopped |= smallest < limit / len(arms)  # Holm's first step: without it no arm is told apart
+    assert 0.03 < stopped.mean() < 0.0504 + 4 * math.sqrt(0.05 * 0.95 / stopped.size)
+
+
+def test_one_study_is_decided_as_all_of_them_are():
+    for d in np.random.default_rng(1).standard_normal((300, 5)) * 3 - 3:
+        paired = pair(list(d))
+        expected = "undecided" if stats.ttest_1samp(d, 0).pvalue >= LOOKS[5] else "better" if d.mean() < 0 else "worse"
+        assert decide({"arm": paired}) == {"arm": expected}
+
+
+@pytest.mark.parametrize("num_seeds", [2, 3, 5, 8])
+def test_the_interval_covers_95_percent(num_seeds):
+    trials = [pair(d) for d in np.random.default_rng(num_seeds).standard_normal((5_000, num_seeds)).tolist()]
+    covered = np.mean([paired.interval[0] <= 0 <= paired.interval[1] for paired in trials])
+    assert covered == pytest.approx(0.95, abs=4 * math.sqrt(0.95 * 0.05 / len(trials)))
+
+
+@pytest.mark.parametrize(("num_seeds", "half_width"), [(3, 2.48), (5, 1.24), (8, 0.84)])
+def test_interval_and_p_are_those_of_students_t(num_seeds, half_width):
+    d = np.random.default_rng(2).standard_normal(num_seeds) + 0.4
+    paired, reference = pair(list(d)), stats.ttest_1samp(d, 0)
+    assert paired.p == pytest.approx(reference.pvalue)
+    assert paired.interval == pytest.approx(tuple(reference.confidence_interval(0.95)))
+    assert (paired.interval[1] - paired.mean) / paired.std == pytest.approx(half_width, abs=0.005)
+
+
+def test_nothing_is_decided_between_looks_and_the_last_looks_p_holds_beyond_it():
+    assert [stopping_p(number) for number in (1, 2, 4, 6, 7)] == [None] * 5
+    assert [next_look(number) for number in (1, 2, 3, 4, 5, 7, 8, 11)] == [3, 3, 5, 5, 8, 8, None, None]
+    for number in (1, 2, 4, 6, 7):
+        assert decide({"arm": Paired(number, -1.0, None if number == 1 else 1e-6)}) == {"arm": "undecided"}
+    assert stopping_p(9) == stopping_p(8) == 0.04
+    assert decide({"arm": Paired(20, -0.5, 0.1)}) == {"arm": "better"}
+
+
+def test_a_difference_of_less_than_5_percent_does_not_matter():
+    tight = Paired(8, -0.03, 0.005)
+    assert tight.p < 0.001 and decide({"arm": tight}) == {"arm": "no difference"}
+    assert decide({"arm": Paired(8, 0.0, 0.1)}) == {"arm": "undecided"}
+
+
+def test_several_arms_are_decided_by_holm():
+    def at(p: float) -> Paired:
+        """A worse arm at eight seeds with such a p."""
+        return Paired(8, 1.0, math.sqrt(8) / float(stats.t.isf(p / 2, 7)))
+
+    assert decide({"a": at(0.03), "b": at(0.03)}) == {"a": "undecided", "b": "undecided"}
+    assert decide({"a": at(0.03), "b": at(0.019)}) == {"a": "worse", "b": "worse"}  # .019 < .04/2, then .03 < .04/1
+    assert decide({"a": at(0.001), "b": at(0.021), "c": at(0.019)}) == {"a": "worse", "b": "worse", "c": "worse"}
+    assert decide({"a": at(0.001), "b": at(0.03), "c": at(0.021)}) == {"a": "worse", "b": "undecided", "c": "undecided"}
+
+
+@pytest.mark.parametrize(("num_seeds", "factor"), [(3, 2.12), (5, 1.56), (8, 1.35)])
+def test_more_seeds_are_planned_with_an_upper_limit_of_the_deviation(num_seeds, factor):
+    assert upper_std(Paired(num_seeds, 0.0, 1.0)) == pytest.approx(factor, abs=0.005)
+
+
+def test_how_many_more_seeds():
+    assert num_more_seeds(Paired(1, 0.3, None)) == 2  # to the first look
+    assert num_more_seeds(Paired(3, 0.3, 0.01)) == 2  # to the next one, though the interval is narrow already
+    assert num_more_seeds(Paired(8, 0.0, 0.0)) == 1
+    for paired in (Paired(3, -0.2, 0.3), Paired(5, 0.01, 0.2), Paired(8, 0.1, 0.2), Paired(8, 1.0, 40.0)):
+        needed = next(
+            n for n in range(2, 20_000) if stats.t.ppf(0.975, n - 1) * upper_std(paired) / math.sqrt(n) <= max(abs(paired.mean), MARGIN)
+        )
+        assert paired.num_seeds + num_more_seeds(paired) == needed > 8
+
+
+def test_what_a_number_of_seeds_is_good_for():
+    words = ["no verdict", "no verdict", "direction, size plus or minus", "direction, size plus or minus", "large effects"]
+    assert [worth(number) for number in (1, 2, 3, 4, 5)] == words
+    assert [worth(number) for number in (7, 8, 30)] == ["large effects", "a verdict", "a verdict"]
+
+
+def test_ratios_are_paired_by_seed_and_need_positive_values():
+    paired = pair(log_ratios([50.0, 100.0, 200.0], [100.0, 200.0, 400.0]))
+    assert math.exp(paired.mean) == pytest.approx(0.5) and paired.std == pytest.approx(0.0)
+    assert log_ratios([1.0, 0.0], [1.0, 1.0]) is None and log_ratios([1.0], [-1.0]) is None
+
+
+def test_equal_runs_differ_in_nothing():
+    equal = pair([0.0, 0.0, 0.0])
+    assert (equal.p, equal.interval, equal.excludes_zero) == (1.0, (0.0, 0.0), 0)
+    assert pair([0.1, 0.1, 0.1]).p == 0.0 and pair([-0.1] * 3).excludes_zero == -1
+    one = pair([-0.1])
+    assert (one.std, one.interval, one.p, one.excludes_zero) == (None, None, None, 0)
+    assert pair([-0.1, -0.1]).excludes_zero == 0  # two seeds are no verdict, however alike
