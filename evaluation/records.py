@@ -33,6 +33,8 @@ class ProtocolRecord(BaseModel):
     reference_sha256: str
     kid_subset_size: int
     kid_num_subsets: int
+    swd_num_patches_per_image: int
+    swd_num_projections: int
     torch_fidelity: str
 
 

@@ -22,6 +22,8 @@ PROTOCOL = {
     "reference_sha256": "a7" * 32,
     "kid_subset_size": 500,
     "kid_num_subsets": 100,
+    "swd_num_patches_per_image": 65,
+    "swd_num_projections": 128,
     "torch_fidelity": "0.4.0",
 }
 # arm -> distance after stage 1, after stage 2, of samples: as the paper has it

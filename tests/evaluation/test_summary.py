@@ -161,6 +161,7 @@ def test_only_inception_features_are_called_fid():
     assert describe("fd_efficientnet_lite0").full_label == "FD (EfficientNet-Lite0)"
     assert describe("kd_somebody_elses").full_label == "KD (somebody_elses)"
     assert describe("psnr_db").direction == 1
+    assert (describe("swd_laplacian").label, describe("swd_laplacian").direction) == ("SWD of Laplacian patches", -1)
     assert describe("fd_efficientnet_lite0").direction == -1
 
 

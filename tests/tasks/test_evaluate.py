@@ -9,6 +9,8 @@ import torch
 from PIL import Image
 
 from errors import PipelineError
+from evaluation.pyramid import project, sliced_wasserstein
+from evaluation.reference import evenly_spaced
 from models.autoencoder import to_uint8
 from stage import execute
 from storage.decoders import load_decoder
@@ -79,14 +81,14 @@ def test_it_has_the_contracts_sections_and_names(metrics, shared):
     sections = {"codebook", "frozen_sha256", "prior", "protocol", "reconstruction_stage1", "reconstruction_stage2", "samples"}
     assert set(metrics) == sections
     for stage in ("stage1", "stage2"):
-        assert sorted(metrics[f"reconstruction_{stage}"]) == [*DISTANCES, "psnr_db"]
-    assert sorted(metrics["samples"]) == [*DISTANCES, "precision", "recall"]
+        assert sorted(metrics[f"reconstruction_{stage}"]) == [*DISTANCES, "psnr_db", "swd_laplacian"]
+    assert sorted(metrics["samples"]) == [*DISTANCES, "precision", "recall", "swd_laplacian"]
     assert metrics["protocol"] == read_json(shared / "metrics/reference.json")["protocol"]
     assert metrics["prior"] == {"validation_nll_nats_per_token": 2.5}
 
 
 def test_faces_are_nearer_to_faces_than_an_untrained_decoders_images_are(metrics):
-    for name in DISTANCES:
+    for name in (*DISTANCES, "swd_laplacian"):
         assert metrics["samples"][name] < 0.5 * metrics["reconstruction_stage1"][name]
 
 
@@ -94,6 +96,20 @@ def test_the_samples_score_what_other_real_images_score(metrics, shared):
     """The samples here are faces, so they are about at the floor."""
     floor = read_json(shared / "metrics/reference.json")["floor"]
     assert metrics["samples"]["fd_efficientnet_lite0"] == pytest.approx(floor["fd_efficientnet_lite0"], rel=0.3)
+
+
+def test_patches_are_compared_with_those_of_the_validation_images_of_the_reference(shared, tmp_path):
+    """20 of 24, evenly spaced; neither the batches nor what was evaluated before matter."""
+    root = shutil.copytree(shared, tmp_path / "copy")
+    params = small_params(num_images=20)
+    execute(REFERENCE, params, None, 0, root)
+    result = execute(STAGE, params, "dae", 0, root)
+    chosen = evenly_spaced(24, 20)
+    real, samples = project([faces(0, 24)[chosen]], 20), project([faces(70, 95)[evenly_spaced(25, 20)]], 20)
+    assert result["samples"]["swd_laplacian"] == pytest.approx(sliced_wasserstein(samples, real), rel=1e-4)
+    for stage in ("stage1", "stage2"):
+        expected = sliced_wasserstein(project([decoded(root, stage)[0][chosen]], 20), real)
+        assert result[f"reconstruction_{stage}"]["swd_laplacian"] == pytest.approx(expected, rel=0.01)  # a byte may round otherwise
 
 
 def test_psnr_is_the_mean_over_images_on_bytes(metrics, shared):
