@@ -52,6 +52,7 @@ class EvaluationRecord(BaseModel):
     reconstruction_stage1: dict[str, float]
     reconstruction_stage2: dict[str, float]
     samples: dict[str, float]
+    prior_gap: dict[str, float]
 
 
 class TrainingRecord(BaseModel):

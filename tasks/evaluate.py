@@ -1,7 +1,8 @@
 """Evaluate: how far reconstructions (after each stage) and samples are from real images; PSNR, codebook use or
 latent statistics, the prior's validation loss, grids.
 
-All images are compared as the bytes an image file would hold, and every distance is taken to the one reference.
+All images are compared as the bytes an image file would hold, and every distance is taken to the one reference, but for ``prior_gap``:
+that of samples to reconstructions by the same decoder, which is what the prior alone costs.
 """
 
 import shutil
@@ -53,14 +54,15 @@ def run(params, inputs, outputs) -> dict:
         real = project(_batches(validation.images, chosen, settings.batch_size, bar), len(chosen))
         comparison = Comparison(reference, real, extractor, settings, outputs.artifact, bar)
         comparison.show("real", validation.images, chosen)
-        first = comparison.reconstruct("reconstruction_stage1", decoded[0], chosen)
+        first, reconstructed = comparison.reconstruct("reconstruction_stage1", decoded[0], chosen)
         if decoder_sha256(inputs.stage1) == decoder_sha256(inputs.stage2):  # stage 2 had 0 steps
             second = comparison.repeat("reconstruction_stage1", "reconstruction_stage2", first)
         else:
-            second = comparison.reconstruct("reconstruction_stage2", decoded[1], chosen)
+            second, reconstructed = comparison.reconstruct("reconstruction_stage2", decoded[1], chosen)
         metrics |= {"reconstruction_stage1": first, "reconstruction_stage2": second}
         extracted, swd = comparison.extract(samples.images, chosen_samples)
         metrics["samples"] = sample_metrics(extracted, reference, extractor, settings) | swd
+        metrics["prior_gap"] = distances(extracted, Reference.of(reconstructed), extractor, settings)
         comparison.show("samples", samples.images, chosen_samples)
     metrics |= {"codebook": codebook_use(latents)} if frozen.bottleneck.is_discrete else {"latent": latent_use(latents)}
     metrics["prior"] = {name: value for name, value in prior.items() if name.startswith("validation_")}
@@ -110,8 +112,8 @@ class Comparison:
     folder: Path
     bar: tqdm
 
-    def reconstruct(self, name: str, decoded: Decoded, indices: list[int]) -> dict[str, float]:
-        """Distances and mean PSNR of decoded images."""
+    def reconstruct(self, name: str, decoded: Decoded, indices: list[int]) -> tuple[dict[str, float], Tensor]:
+        """Distances and mean PSNR of decoded images, and their features (N, D)."""
         psnr: list[float] = []
 
         def read(batch: Sequence[int]) -> Tensor:
@@ -121,7 +123,8 @@ class Comparison:
 
         extracted, swd = self.extract(read, indices)
         self.show(name, decoded.images, indices)
-        return distances(extracted, self.reference, self.extractor, self.settings) | swd | {"psnr_db": fmean(psnr)}
+        metrics = distances(extracted, self.reference, self.extractor, self.settings) | swd | {"psnr_db": fmean(psnr)}
+        return metrics, extracted["features"]
 
     def repeat(self, name: str, copy: str, metrics: dict[str, float]) -> dict[str, float]:
         """The same images under another name."""
