@@ -18,6 +18,7 @@ from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, p
 
 from errors import PipelineError
 from evaluation.extractors import INCEPTION, Extractor
+from evaluation.pyramid import NUM_PROJECTIONS, num_patches_per_image
 from sections import Evaluation
 
 DISTANCE_BLOCK_ROWS = 2000  # of the matrix of distances between two sets of images, held at once
@@ -116,6 +117,8 @@ def build_protocol(extractor: Extractor, settings: Evaluation, shards: dict, ref
         "reference_sha256": reference_sha256,
         "kid_subset_size": settings.kid_subset_size,
         "kid_num_subsets": settings.kid_num_subsets,
+        "swd_num_patches_per_image": num_patches_per_image(settings.num_images),
+        "swd_num_projections": NUM_PROJECTIONS,
         "torch_fidelity": torch_fidelity.__version__,
     }
 

@@ -33,6 +33,8 @@ class ProtocolRecord(BaseModel):
     reference_sha256: str
     kid_subset_size: int
     kid_num_subsets: int
+    swd_num_patches_per_image: int
+    swd_num_projections: int
     torch_fidelity: str
 
 
@@ -50,6 +52,7 @@ class EvaluationRecord(BaseModel):
     reconstruction_stage1: dict[str, float]
     reconstruction_stage2: dict[str, float]
     samples: dict[str, float]
+    prior_gap: dict[str, float]
 
 
 class TrainingRecord(BaseModel):

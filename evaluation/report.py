@@ -18,6 +18,7 @@ SECTION_LABELS = {
     "reconstruction_stage1": "Reconstruction after stage 1",
     "reconstruction_stage2": "Reconstruction after stage 2",
     "samples": "Samples",
+    "prior_gap": "What the prior costs: samples to reconstructions",
     "codebook": "Codebook",
     "latent": "Latent",
     "prior": "Prior",

@@ -1,7 +1,8 @@
 """Evaluate: how far reconstructions (after each stage) and samples are from real images; PSNR, codebook use or
 latent statistics, the prior's validation loss, grids.
 
-All images are compared as the bytes an image file would hold, and every distance is taken to the one reference.
+All images are compared as the bytes an image file would hold, and every distance is taken to the one reference, but for ``prior_gap``:
+that of samples to reconstructions by the same decoder, which is what the prior alone costs.
 """
 
 import shutil
@@ -18,6 +19,7 @@ from errors import PipelineError
 from evaluation.extractors import Extractor, build_extractor
 from evaluation.fidelity import Reference, distances, extract, sample_metrics
 from evaluation.grids import write_grid
+from evaluation.pyramid import SWD, PyramidPatches, project, sliced_wasserstein
 from evaluation.reconstruction import psnr_db
 from evaluation.reference import chosen_images, evenly_spaced, load_reference
 from models.autoencoder import to_uint8
@@ -48,17 +50,19 @@ def run(params, inputs, outputs) -> dict:
     reference, protocol = load_reference(inputs.reference, inputs.shards, extractor, settings)
 
     metrics = {"protocol": protocol, "frozen_sha256": frozen.sha256}
-    with progress_bar(3 * settings.num_images, f"evaluate {params.run_name}", "img") as bar:
-        comparison = Comparison(reference, extractor, settings, outputs.artifact, bar)
+    with progress_bar(4 * settings.num_images, f"evaluate {params.run_name}", "img") as bar:
+        real = project(_batches(validation.images, chosen, settings.batch_size, bar), len(chosen))
+        comparison = Comparison(reference, real, extractor, settings, outputs.artifact, bar)
         comparison.show("real", validation.images, chosen)
-        first = comparison.reconstruct("reconstruction_stage1", decoded[0], chosen)
+        first, reconstructed = comparison.reconstruct("reconstruction_stage1", decoded[0], chosen)
         if decoder_sha256(inputs.stage1) == decoder_sha256(inputs.stage2):  # stage 2 had 0 steps
             second = comparison.repeat("reconstruction_stage1", "reconstruction_stage2", first)
         else:
-            second = comparison.reconstruct("reconstruction_stage2", decoded[1], chosen)
+            second, reconstructed = comparison.reconstruct("reconstruction_stage2", decoded[1], chosen)
         metrics |= {"reconstruction_stage1": first, "reconstruction_stage2": second}
-        features = comparison.extract(samples.images, chosen_samples)
-        metrics["samples"] = sample_metrics(features, reference, extractor, settings)
+        extracted, swd = comparison.extract(samples.images, chosen_samples)
+        metrics["samples"] = sample_metrics(extracted, reference, extractor, settings) | swd
+        metrics["prior_gap"] = distances(extracted, Reference.of(reconstructed), extractor, settings)
         comparison.show("samples", samples.images, chosen_samples)
     metrics |= {"codebook": codebook_use(latents)} if frozen.bottleneck.is_discrete else {"latent": latent_use(latents)}
     metrics["prior"] = {name: value for name, value in prior.items() if name.startswith("validation_")}
@@ -102,13 +106,14 @@ class Comparison:
     """Puts one set of images after another against the reference, and writes a grid of each."""
 
     reference: Reference
+    real: list[Tensor]  # of the reference's images: their patches' projections
     extractor: Extractor
     settings: Evaluation
     folder: Path
     bar: tqdm
 
-    def reconstruct(self, name: str, decoded: Decoded, indices: list[int]) -> dict[str, float]:
-        """Distances and mean PSNR of decoded images."""
+    def reconstruct(self, name: str, decoded: Decoded, indices: list[int]) -> tuple[dict[str, float], Tensor]:
+        """Distances and mean PSNR of decoded images, and their features (N, D)."""
         psnr: list[float] = []
 
         def read(batch: Sequence[int]) -> Tensor:
@@ -116,9 +121,10 @@ class Comparison:
             psnr.extend(decoded.psnr(batch, images))
             return images
 
-        metrics = distances(self.extract(read, indices), self.reference, self.extractor, self.settings)
+        extracted, swd = self.extract(read, indices)
         self.show(name, decoded.images, indices)
-        return metrics | {"psnr_db": fmean(psnr)}
+        metrics = distances(extracted, self.reference, self.extractor, self.settings) | swd | {"psnr_db": fmean(psnr)}
+        return metrics, extracted["features"]
 
     def repeat(self, name: str, copy: str, metrics: dict[str, float]) -> dict[str, float]:
         """The same images under another name."""
@@ -126,20 +132,23 @@ class Comparison:
         self.bar.update(self.settings.num_images)
         return dict(metrics)
 
-    def extract(self, read: Callable[[Sequence[int]], Tensor], indices: list[int]) -> dict[str, Tensor]:
-        """The extractor's outputs for the images with these indices; ``read`` gives a batch of them as bytes."""
-        return extract(self.extractor, self._batches(read, indices))
+    def extract(self, read: Callable[[Sequence[int]], Tensor], indices: list[int]) -> tuple[dict[str, Tensor], dict[str, float]]:
+        """The extractor's outputs for the images with these indices, and the distance of their patches; ``read`` gives a batch as bytes."""
+        patches = PyramidPatches(len(indices))
+        extracted = extract(self.extractor, patches.cut(_batches(read, indices, self.settings.batch_size, self.bar)))
+        return extracted, {SWD: sliced_wasserstein(patches.projections(), self.real)}
 
     def show(self, name: str, read: Callable[[Sequence[int]], Tensor], indices: list[int]) -> None:
         """Write a grid of some of the images: for the same indices, the same ones."""
         positions = evenly_spaced(len(indices), min(self.settings.num_grid_images, len(indices)))
         write_grid(self.folder / f"{name}.png", read([indices[position] for position in positions]))
 
-    def _batches(self, read: Callable[[Sequence[int]], Tensor], indices: list[int]) -> Iterator[Tensor]:
-        for start in range(0, len(indices), self.settings.batch_size):
-            batch = indices[start : start + self.settings.batch_size]
-            yield read(batch)
-            self.bar.update(len(batch))
+
+def _batches(read: Callable[[Sequence[int]], Tensor], indices: list[int], batch_size: int, bar: tqdm) -> Iterator[Tensor]:
+    for start in range(0, len(indices), batch_size):
+        batch = indices[start : start + batch_size]
+        yield read(batch)
+        bar.update(len(batch))
 
 
 def codebook_use(latents: LatentDataset) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 from evaluation.extractors import build_extractor
 from evaluation.fidelity import Reference, extract, sample_metrics
+from evaluation.pyramid import SWD, PyramidPatches, sliced_wasserstein
 from evaluation.reference import chosen_images, save_reference
 from progress import progress_bar
 from stage import Stage
@@ -18,13 +19,16 @@ def run(params, inputs, outputs) -> dict:
     for split, remedy in REMEDIES.items():
         dataset = ShardDataset(inputs.shards, split)
         chosen[split] = dataset, chosen_images(dataset, settings.num_images, split, remedy)
-    extracted = {}
+    extracted, projections = {}, {}
     with progress_bar(2 * settings.num_images, "reference", "img") as bar:
         for split, (dataset, indices) in chosen.items():
-            extracted[split] = extract(extractor, _batches(dataset, indices, settings.batch_size, bar))
+            patches = PyramidPatches(settings.num_images)
+            extracted[split] = extract(extractor, patches.cut(_batches(dataset, indices, settings.batch_size, bar)))
+            projections[split] = patches.projections()
     features = extracted["validation"]["features"]
     protocol = save_reference(outputs.artifact, inputs.shards, features, extractor, settings)
-    return {"protocol": protocol, "floor": sample_metrics(extracted["train"], Reference.of(features), extractor, settings)}
+    floor = sample_metrics(extracted["train"], Reference.of(features), extractor, settings)
+    return {"protocol": protocol, "floor": floor | {SWD: sliced_wasserstein(projections["train"], projections["validation"])}}
 
 
 def _batches(dataset, indices, batch_size, bar):

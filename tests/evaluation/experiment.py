@@ -25,6 +25,8 @@ PROTOCOL = {
     "reference_sha256": "a7" * 32,
     "kid_subset_size": 500,
     "kid_num_subsets": 100,
+    "swd_num_patches_per_image": 65,
+    "swd_num_projections": 128,
     "torch_fidelity": "0.4.0",
 }
 # arm -> distance after stage 1, after stage 2, of samples: as the paper has it
@@ -148,6 +150,7 @@ def _write_metrics(root: Path, arm: str, seed: int, values: list[float], protoco
         for section, value in zip(SECTIONS, values, strict=True)
     }
     evaluation["samples"] |= {"precision": 1 - values[2] / 200, "recall": 0.9 - values[2] / 200}
+    evaluation["prior_gap"] = {distance: values[2] / 2, kernel: values[2] / 8000}
     codes = {"codebook": {"usage": 0.97, "perplexity": 171.4}, "prior": {"validation_nll_nats_per_token": 3.1 - 0.1 * (arm != "baseline")}}
     write_json(root / f"metrics/evaluate/{run}.json", {"protocol": protocol, "frozen_sha256": "b1" * 32, **evaluation, **codes})
     for stage, num_steps in (JOINT if arm == "baseline" else HALVES).items():

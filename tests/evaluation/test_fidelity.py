@@ -183,5 +183,7 @@ def test_the_protocol_says_all_that_two_values_must_share(extractor):
         "reference_sha256": "ab" * 32,
         "kid_subset_size": 50,
         "kid_num_subsets": 20,
+        "swd_num_patches_per_image": 128,
+        "swd_num_projections": 128,
         "torch_fidelity": "0.4.0",
     }

@@ -173,6 +173,10 @@ def test_a_number_beyond_all_numbers_is_refused(tmp_path):
         make_page(tmp_path)
 
 
+def test_what_the_prior_costs_has_a_column(page):
+    assert "What the prior costs: samples to reconstructions" in words(page)
+
+
 def test_the_same_files_make_the_same_page(page, tmp_path):
     write_experiment(tmp_path)
     assert make_page(tmp_path) == page

@@ -54,6 +54,13 @@ def test_a_missing_file_is_named_with_the_command_that_makes_it(tmp_path, stage)
     assert "\n" not in str(caught.value)
 
 
+def test_a_run_that_says_nothing_of_what_its_prior_costs_is_refused(tmp_path):
+    write_experiment(tmp_path)
+    edit_json(tmp_path / "metrics/evaluate/dae-0.json", lambda tree: tree.pop("prior_gap"))
+    with pytest.raises(PipelineError, match=r"evaluate/dae-0\.json: .*prior_gap"):
+        summarize(tmp_path)
+
+
 def test_a_metric_that_one_run_lacks_is_named(tmp_path):
     write_experiment(tmp_path)
     edit_json(tmp_path / "metrics/evaluate/dae-0.json", lambda tree: tree["samples"].pop("recall"))
@@ -100,6 +107,7 @@ def test_only_inception_features_are_called_fid():
     assert describe("fd_efficientnet_lite0").full_label == "FD (EfficientNet-Lite0)"
     assert describe("kd_somebody_elses").full_label == "KD (somebody_elses)"
     assert describe("psnr_db").direction == 1
+    assert (describe("swd_laplacian").label, describe("swd_laplacian").direction) == ("SWD of Laplacian patches", -1)
     assert describe("fd_efficientnet_lite0").direction == -1
 
 

@@ -9,6 +9,10 @@ import torch
 from PIL import Image
 
 from errors import PipelineError
+from evaluation.extractors import build_extractor
+from evaluation.fidelity import features_to_statistics, frechet_distance
+from evaluation.pyramid import project, sliced_wasserstein
+from evaluation.reference import evenly_spaced
 from models.autoencoder import to_uint8
 from stage import execute
 from storage.decoders import load_decoder
@@ -76,17 +80,18 @@ def tiles(path, number):
 
 
 def test_it_has_the_contracts_sections_and_names(metrics, shared):
-    sections = {"codebook", "frozen_sha256", "prior", "protocol", "reconstruction_stage1", "reconstruction_stage2", "samples"}
-    assert set(metrics) == sections
+    reconstructions = {"reconstruction_stage1", "reconstruction_stage2"}
+    assert set(metrics) == {"codebook", "frozen_sha256", "prior", "prior_gap", "protocol", "samples", *reconstructions}
     for stage in ("stage1", "stage2"):
-        assert sorted(metrics[f"reconstruction_{stage}"]) == [*DISTANCES, "psnr_db"]
-    assert sorted(metrics["samples"]) == [*DISTANCES, "precision", "recall"]
+        assert sorted(metrics[f"reconstruction_{stage}"]) == [*DISTANCES, "psnr_db", "swd_laplacian"]
+    assert sorted(metrics["samples"]) == [*DISTANCES, "precision", "recall", "swd_laplacian"]
+    assert sorted(metrics["prior_gap"]) == DISTANCES
     assert metrics["protocol"] == read_json(shared / "metrics/reference.json")["protocol"]
     assert metrics["prior"] == {"validation_nll_nats_per_token": 2.5}
 
 
 def test_faces_are_nearer_to_faces_than_an_untrained_decoders_images_are(metrics):
-    for name in DISTANCES:
+    for name in (*DISTANCES, "swd_laplacian"):
         assert metrics["samples"][name] < 0.5 * metrics["reconstruction_stage1"][name]
 
 
@@ -94,6 +99,47 @@ def test_the_samples_score_what_other_real_images_score(metrics, shared):
     """The samples here are faces, so they are about at the floor."""
     floor = read_json(shared / "metrics/reference.json")["floor"]
     assert metrics["samples"]["fd_efficientnet_lite0"] == pytest.approx(floor["fd_efficientnet_lite0"], rel=0.3)
+
+
+def test_patches_are_compared_with_those_of_the_validation_images_of_the_reference(shared, tmp_path):
+    """20 of 24, evenly spaced; neither the batches nor what was evaluated before matter."""
+    root = shutil.copytree(shared, tmp_path / "copy")
+    params = small_params(num_images=20)
+    execute(REFERENCE, params, None, 0, root)
+    result = execute(STAGE, params, "dae", 0, root)
+    chosen = evenly_spaced(24, 20)
+    real, samples = project([faces(0, 24)[chosen]], 20), project([faces(70, 95)[evenly_spaced(25, 20)]], 20)
+    assert result["samples"]["swd_laplacian"] == pytest.approx(sliced_wasserstein(samples, real), rel=1e-4)
+    for stage in ("stage1", "stage2"):
+        expected = sliced_wasserstein(project([decoded(root, stage)[0][chosen]], 20), real)
+        assert result[f"reconstruction_{stage}"]["swd_laplacian"] == pytest.approx(expected, rel=0.01)  # a byte may round otherwise
+
+
+def features(images):
+    return build_extractor("efficientnet-lite0", None, PARAMS.evaluation.input_size, torch.device("cpu"))(images)["features"]
+
+
+def prior_gap_by_hand(root):
+    """Fréchet distance of the samples to what the second decoder makes of the validation images."""
+    samples = features(faces(70, 95)[evenly_spaced(25, 24)])
+    return frechet_distance(features_to_statistics(samples), features_to_statistics(features(decoded(root, "stage2")[0])))
+
+
+def test_the_prior_gap_is_the_distance_of_samples_to_the_second_decoders_reconstructions(metrics, shared):
+    assert metrics["prior_gap"]["fd_efficientnet_lite0"] == pytest.approx(prior_gap_by_hand(shared), rel=1e-2)
+    for name in DISTANCES:  # an untrained decoder's images are far from the samples, which are faces
+        assert metrics["prior_gap"][name] > 2 * metrics["samples"][name]
+
+
+def test_a_prior_that_gives_the_very_latents_costs_nothing(root):
+    """Samples are what the second decoder makes of the validation images: as far from real images, and at no distance to them."""
+    sha256 = read_json(root / f"artifacts/sample/{RUN}/manifest.json")["frozen_sha256"]
+    shutil.rmtree(root / f"artifacts/sample/{RUN}")
+    write_images(root / f"artifacts/sample/{RUN}", {"samples": [decoded(root, "stage2")[0]]}, frozen_sha256=sha256)
+    result = execute(STAGE, PARAMS, "dae", 0, seal(root))
+    distance = DISTANCES[0]
+    assert result["samples"][distance] == pytest.approx(result["reconstruction_stage2"][distance], rel=1e-2)
+    assert abs(result["prior_gap"][distance]) < 1e-2 * result["samples"][distance]
 
 
 def test_psnr_is_the_mean_over_images_on_bytes(metrics, shared):
@@ -126,17 +172,17 @@ def test_without_a_second_stage_both_decoders_score_the_same(tmp_path, monkeypat
     write_shards(tmp_path)
     write_run(tmp_path, second_decoder_seed=1)
     execute(REFERENCE, PARAMS, None, 0, tmp_path)
-    decoders = []
+    decoders, reconstruct_once = [], Comparison.reconstruct
 
-    def reconstruct(comparison, name, decoded, indices):
+    def reconstruct(comparison, name, *arguments):
         decoders.append(name)
-        (comparison.folder / f"{name}.png").write_bytes(b"grid")
-        return {"psnr_db": 20.0}
+        return reconstruct_once(comparison, name, *arguments)
 
     monkeypatch.setattr(Comparison, "reconstruct", reconstruct)
     result = execute(STAGE, PARAMS, "dae", 0, tmp_path)
     assert decoders == ["reconstruction_stage1"]  # nothing is computed twice
     assert result["reconstruction_stage2"] == result["reconstruction_stage1"]
+    assert result["prior_gap"]["fd_efficientnet_lite0"] == pytest.approx(prior_gap_by_hand(tmp_path), rel=1e-2)
     grids = [tmp_path / f"artifacts/evaluate/{RUN}/reconstruction_{stage}.png" for stage in ("stage1", "stage2")]
     assert grids[0].read_bytes() == grids[1].read_bytes()
 

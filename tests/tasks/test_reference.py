@@ -7,6 +7,7 @@ import torch
 
 from errors import PipelineError
 from evaluation.extractors import build_extractor
+from evaluation.pyramid import project, sliced_wasserstein
 from evaluation.reference import evenly_spaced, load_reference
 from params import Params
 from stage import execute
@@ -58,13 +59,19 @@ def test_the_protocol_is_in_the_manifest_and_beside_the_floor(root, metrics):
 
 
 def test_the_floor_carries_the_extractors_name(metrics):
-    assert sorted(metrics["floor"]) == ["fd_efficientnet_lite0", "kd_efficientnet_lite0", "precision", "recall"]
+    assert sorted(metrics["floor"]) == ["fd_efficientnet_lite0", "kd_efficientnet_lite0", "precision", "recall", "swd_laplacian"]
+
+
+def test_the_floor_of_patches_is_that_of_training_images_to_validation_images(metrics):
+    validation, train = faces(0, 24)[evenly_spaced(24, 20)], faces(40, 64)[evenly_spaced(24, 20)]
+    expected = sliced_wasserstein(project([train], 20), project([validation], 20))
+    assert metrics["floor"]["swd_laplacian"] == pytest.approx(expected, rel=1e-4)
 
 
 def test_the_floor_rises_when_training_images_are_not_like_validation_images(metrics, tmp_path):
     write_shards(tmp_path, noisy(faces(40, 64), 30))
     shifted = reference(tmp_path)
-    for name in ("fd_efficientnet_lite0", "kd_efficientnet_lite0"):
+    for name in ("fd_efficientnet_lite0", "kd_efficientnet_lite0", "swd_laplacian"):
         assert shifted["floor"][name] > metrics["floor"][name]
     assert shifted["protocol"] == metrics["protocol"]
 
