@@ -62,6 +62,14 @@ class TrainingRecord(BaseModel):
     num_skipped_steps: int = 0
 
 
+class AutoencoderRecord(TrainingRecord):
+    """Metrics of a stage that trains the autoencoder or its decoder."""
+
+    num_steps: int
+    num_adversarial_steps: int
+    num_operations: int
+
+
 class SkippedRecord(BaseModel):
     name: str
     reason: str

@@ -10,7 +10,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from evaluation.plots import NUM_ARM_COLORS, draw_panels, embed_grid, read_curve
 from evaluation.statistics import LOOKS, log_ratios, pair
-from evaluation.summary import EXTRACTOR_LABELS, TRAINING_STAGES, decimals, describe, format_duration, images_seen
+from evaluation.summary import EXTRACTOR_LABELS, TRAINING_STAGES, decimals, describe, format_duration
 
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
 NUM_NAMES_SHOWN = 20  # of skipped images; the rest are counted
@@ -126,8 +126,9 @@ def format_bytes(count: float) -> str:
 
 def format_count(count: float) -> str:
     """``1234567`` -> ``1.23 M``; exact below ten thousand."""
-    if count >= 1e9:
-        return f"{count / 1e9:.2f} G"
+    for size, letter in ((1e15, "P"), (1e12, "T"), (1e9, "G")):
+        if count >= size:
+            return f"{count / size:,.2f} {letter}"
     if count >= 1e6:
         return f"{count / 1e6:.2f} M"
     return f"{count / 1e3:.1f} k" if count >= 1e4 else f"{count:,.0f}"
@@ -288,10 +289,14 @@ def _value_and_spread(mean: float | None, std: float | None, form: Callable[[flo
 
 
 def _budget_table(summary: dict) -> dict:
-    """Images seen in training, per arm: they do not vary with the seed."""
-    group = "Images seen in training"
-    columns = [_count_column(group, STAGE_NAMES[stage], f"training.{stage}.num_images_seen") for stage in TRAINING_STAGES]
-    columns.insert(2, _count_column(group, "Both stages", None))
+    """What each arm's autoencoder was given, and the prior's images."""
+    columns = [
+        _count_column("Autoencoder, both stages", "Operations", "budget.num_operations"),
+        _count_column("Autoencoder, both stages", "Images seen", "budget.num_images_seen"),
+        _count_column("The decoder that draws", "Updates", "budget.num_decoder_updates"),
+        _count_column("The decoder that draws", "Adversarial updates", "budget.num_adversarial_updates"),
+        _count_column("Prior", "Images seen", "training.prior.num_images_seen"),
+    ]
     return _count_table(summary, columns)
 
 
@@ -311,13 +316,14 @@ def _size_table(summary: dict) -> dict:
 def _count_table(summary: dict, columns: list[dict]) -> dict:
     rows = []
     for arm, tree in summary["arms"].items():
-        values = [images_seen(tree["mean"]) if column["name"] is None else tree["mean"].get(column["name"]) for column in columns]
+        counts = tree["mean"] | {f"budget.{name}": count for name, count in summary["budgets"][arm].items()}
+        values = [counts.get(column["name"]) for column in columns]
         cells = [{"text": "–" if value is None else format_count(value)} for value in values]
         rows.append({"kind": "arm", "label": arm, "color": _color(summary, arm), "cells": cells})
     return {"groups": _groups(columns), "columns": columns, "rows": rows}
 
 
-def _count_column(group: str, label: str, name: str | None) -> dict:
+def _count_column(group: str, label: str, name: str) -> dict:
     return {"group": group, "label": label, "name": name, "unit": "", "arrow": ""}
 
 

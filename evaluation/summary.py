@@ -15,7 +15,7 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from errors import PipelineError
-from evaluation.records import DataRecord, DurationRecord, EvaluationRecord, ReferenceRecord, TrainingRecord
+from evaluation.records import AutoencoderRecord, DataRecord, DurationRecord, EvaluationRecord, ReferenceRecord, TrainingRecord
 from storage.files import MANIFEST, read_json, require_keys
 from storage.shards import read_manifest
 
@@ -150,11 +150,6 @@ def format_duration(seconds: float) -> str:
     return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {seconds:02d} s"
 
 
-def images_seen(values: dict) -> float:
-    """Images the autoencoder saw in both of its stages."""
-    return sum(values[f"training.{stage}.num_images_seen"] for stage in ("stage1", "stage2"))
-
-
 def read_durations(folder: Path, runs: list[str]) -> list[dict]:
     """Read the durations of every stage: one row per stage, or per stage and run, in pipeline order.
 
@@ -199,7 +194,8 @@ def _run_values(evaluation: dict, metrics: Path, path: Path, arm: str, seed: int
     values = _flatten({name: tree for name, tree in evaluation.items() if name != "protocol"}, path)
     for stage in TRAINING_STAGES:
         training = metrics / stage / f"{arm}-{seed}.json"
-        values |= _flatten(_read(training, f"{stage}@{arm}-{seed}", TrainingRecord), training, f"training.{stage}.")
+        kind = TrainingRecord if stage == "prior" else AutoencoderRecord
+        values |= _flatten(_read(training, f"{stage}@{arm}-{seed}", kind), training, f"training.{stage}.")
     return values
 
 

@@ -10,14 +10,14 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from evaluation.budget import count_budgets, describe_budgets
 from evaluation.gates import check_gates
 from evaluation.statistics import LOOKS, Paired, decide, log_ratios, next_look, num_more_seeds, pair, worth
-from evaluation.summary import EXPECTATIONS, decimals, describe, format_duration, images_seen
+from evaluation.summary import EXPECTATIONS, decimals, describe, format_duration
 from sections import Gates
 
 JUDGES = ("samples.swd_laplacian", "samples.factor_tv")  # beside the distance; smaller is better; each is heard where it was measured
 MAX_LOG = 700.0  # whose exponential is still a number: two odd seeds make any interval
-BUDGET_TOLERANCE = 0.01  # relative difference of images seen above which two arms had different budgets
 
 
 @dataclass(frozen=True)
@@ -58,9 +58,9 @@ def conclude(summary: dict, arms: dict[str, dict], thresholds: Gates, durations:
         durations: what ``evaluation.summary.read_durations`` returned, for what another seed costs.
 
     Returns:
-        ``{"gates", "comparisons", "expectations", "verdict"}``, to be put into the summary.
+        ``{"gates", "budgets", "comparisons", "expectations", "verdict"}``, to be put into the summary.
     """
-    gates = check_gates(summary, arms, thresholds)
+    gates, budgets = check_gates(summary, arms, thresholds), count_budgets(summary, arms)
     comparisons = compare(summary, arms)
     answer, chosen = _answer(comparisons, gates, arms, len(summary["seeds"]))
     seconds = sum(row["wall_seconds"] for row in durations if row["run"]) / len(summary["seeds"])
@@ -74,10 +74,11 @@ def conclude(summary: dict, arms: dict[str, dict], thresholds: Gates, durations:
         "num_more_seeds": chosen.num_more_seeds if chosen else 0,
         "seconds_per_seed": seconds,
         "paragraphs": [_explain(one, summary) for one in comparisons],
-        "certainty": _certainty(answer, gates, summary, seconds),
+        "certainty": f"{_certainty(answer, gates, summary, seconds)} {describe_budgets(budgets)}",
     }
     expectations = [row for comparison in comparisons for row in _expectations(comparison.arm, summary)]
-    return {"gates": gates, "comparisons": [_row(one, summary) for one in comparisons], "expectations": expectations, "verdict": verdict}
+    rows = [_row(one, summary) for one in comparisons]
+    return {"gates": gates, "budgets": budgets, "comparisons": rows, "expectations": expectations, "verdict": verdict}
 
 
 def compare(summary: dict, arms: dict[str, dict]) -> list[Comparison]:
@@ -217,7 +218,7 @@ def _explain(comparison: Comparison, summary: dict) -> str:
 
 
 def _certainty(answer: str, gates: list[dict], summary: dict, seconds: float) -> str:
-    """What the answer rests on: seeds, the next look, what was not measured, the floor, the budgets."""
+    """What the answer rests on: seeds, the next look, what was not measured, the floor."""
     num_seeds, floor = len(summary["seeds"]), summary["floor"].get(summary["distance"])
     sentences = [f"What {num_seeds} seed{'s are' if num_seeds > 1 else ' is'} good for: {worth(num_seeds)}."]
     look, unmeasured = next_look(num_seeds), _names([gate for gate in gates if gate["state"] == "not measured"])
@@ -228,15 +229,7 @@ def _certainty(answer: str, gates: list[dict], summary: dict, seconds: float) ->
     if floor is not None:
         places = decimals(tree["mean"][f"samples.{summary['distance']}"] for tree in summary["arms"].values())
         sentences.append(f"The floor, {floor:.{places}f}, is what real training images score against the same reference.")
-    return " ".join([*sentences, _budget_sentence(summary)])
-
-
-def _budget_sentence(summary: dict) -> str:
-    seen = {arm: images_seen(tree["mean"]) for arm, tree in summary["arms"].items()}
-    if max(seen.values()) - min(seen.values()) <= BUDGET_TOLERANCE * max(seen.values()):
-        return f"Every arm's autoencoder saw {max(seen.values()):,.0f} images in training."
-    listing = ", ".join(f"{arm} {count:,.0f}" for arm, count in seen.items())
-    return f"The budgets differ, so the comparison is not an equal one: images seen by the autoencoder: {listing}."
+    return " ".join(sentences)
 
 
 def _row(comparison: Comparison, summary: dict) -> dict:

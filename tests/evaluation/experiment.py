@@ -153,9 +153,11 @@ def _write_metrics(root: Path, arm: str, seed: int, values: list[float], protoco
     evaluation["prior_gap"] = {distance: values[2] / 2, kernel: values[2] / 8000}
     codes = {"codebook": {"usage": 0.97, "perplexity": 171.4}, "prior": {"validation_nll_nats_per_token": 3.1 - 0.1 * (arm != "baseline")}}
     write_json(root / f"metrics/evaluate/{run}.json", {"protocol": protocol, "frozen_sha256": "b1" * 32, **evaluation, **codes})
+    settings = ARMS.get(arm, ARMS["dae"])
     for stage, num_steps in (JOINT if arm == "baseline" else HALVES).items():
         parameters = {"encoder": 182_000, "decoder": 241_000, "discriminator": 98_000}
         seen = {"num_steps": num_steps, "num_images_seen": 64 * num_steps, "num_skipped_steps": 0, "num_parameters": parameters}
+        seen |= {"num_adversarial_steps": settings[stage]["num_adversarial_steps"], "num_operations": 2_000_000 * num_steps}
         write_json(root / f"metrics/{stage}/{run}.json", seen | {"validation_psnr_db": 27.1 if num_steps else None})
     prior = {"num_steps": 800, "num_images_seen": 51_200, "num_parameters": 861_000, "best_step": 800}
     write_json(root / f"metrics/prior/{run}.json", prior | {"validation_nll_nats_per_token": 3.0})
