@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from errors import PipelineError
 from evaluation.extractors import Extractor, build_extractor
+from evaluation.factors import FactorJudge, factor_metrics, load_judge, with_factors
 from evaluation.fidelity import Reference, distances, extract, sample_metrics
 from evaluation.grids import write_grid
 from evaluation.reconstruction import psnr_db
@@ -46,10 +47,11 @@ def run(params, inputs, outputs) -> dict:
     chosen_samples = chosen_images(samples, settings.num_images, "sampled", "raise sample.num_images")
     extractor = build_extractor(settings.extractor, settings.extractor_weights_path, settings.input_size, device)
     reference, protocol = load_reference(inputs.reference, inputs.shards, extractor, settings)
+    judge = load_judge(inputs.reference, device)
 
     metrics = {"protocol": protocol, "frozen_sha256": frozen.sha256}
     with progress_bar(3 * settings.num_images, f"evaluate {params.run_name}", "img") as bar:
-        comparison = Comparison(reference, extractor, settings, outputs.artifact, bar)
+        comparison = Comparison(reference, extractor, judge, settings, outputs.artifact, bar)
         comparison.show("real", validation.images, chosen)
         first = comparison.reconstruct("reconstruction_stage1", decoded[0], chosen)
         if decoder_sha256(inputs.stage1) == decoder_sha256(inputs.stage2):  # stage 2 had 0 steps
@@ -58,7 +60,7 @@ def run(params, inputs, outputs) -> dict:
             second = comparison.reconstruct("reconstruction_stage2", decoded[1], chosen)
         metrics |= {"reconstruction_stage1": first, "reconstruction_stage2": second}
         features = comparison.extract(samples.images, chosen_samples)
-        metrics["samples"] = sample_metrics(features, reference, extractor, settings)
+        metrics["samples"] = sample_metrics(features, reference, extractor, settings) | factor_metrics(judge, features)
         comparison.show("samples", samples.images, chosen_samples)
     metrics |= {"codebook": codebook_use(latents)} if frozen.bottleneck.is_discrete else {"latent": latent_use(latents)}
     metrics["prior"] = {name: value for name, value in prior.items() if name.startswith("validation_")}
@@ -103,6 +105,7 @@ class Comparison:
 
     reference: Reference
     extractor: Extractor
+    judge: FactorJudge | None
     settings: Evaluation
     folder: Path
     bar: tqdm
@@ -116,7 +119,8 @@ class Comparison:
             psnr.extend(decoded.psnr(batch, images))
             return images
 
-        metrics = distances(self.extract(read, indices), self.reference, self.extractor, self.settings)
+        outputs = self.extract(read, indices)
+        metrics = distances(outputs, self.reference, self.extractor, self.settings) | factor_metrics(self.judge, outputs)
         self.show(name, decoded.images, indices)
         return metrics | {"psnr_db": fmean(psnr)}
 
@@ -127,8 +131,8 @@ class Comparison:
         return dict(metrics)
 
     def extract(self, read: Callable[[Sequence[int]], Tensor], indices: list[int]) -> dict[str, Tensor]:
-        """The extractor's outputs for the images with these indices; ``read`` gives a batch of them as bytes."""
-        return extract(self.extractor, self._batches(read, indices))
+        """The extractor's outputs for the images with these indices, and their factors; ``read`` gives a batch of them as bytes."""
+        return extract(with_factors(self.extractor, self.judge), self._batches(read, indices))
 
     def show(self, name: str, read: Callable[[Sequence[int]], Tensor], indices: list[int]) -> None:
         """Write a grid of some of the images: for the same indices, the same ones."""

@@ -1,13 +1,22 @@
-"""Reference: features of the real validation images, once, and the floor: what real training images score against them."""
+"""Reference: features of the real validation images, once, and the floor: what real training images score against them.
+
+For cartoon faces, whose law is known, also a network that reads their factors, and how often it is to find each.
+"""
+
+import torch
 
 from evaluation.extractors import build_extractor
+from evaluation.factors import FactorJudge, factor_metrics, save_judge, to_side, train_judge, with_factors
 from evaluation.fidelity import Reference, extract, sample_metrics
-from evaluation.reference import chosen_images, save_reference
+from evaluation.reference import chosen_images, evenly_spaced, save_reference
 from progress import progress_bar
 from stage import Stage
+from storage.avatars import FACTORS, factors, index_of
 from storage.shards import ShardDataset
 from training.device import prepare_device
 
+NUM_LAW_FACES = 50_000  # that the law of cartoon faces is counted over
+MAX_TRAINING_FACES = 10_000  # to learn the factors from
 REMEDIES = {"validation": "raise dataset.num_validation_images", "train": "add images to dataset.source"}
 
 
@@ -18,13 +27,22 @@ def run(params, inputs, outputs) -> dict:
     for split, remedy in REMEDIES.items():
         dataset = ShardDataset(inputs.shards, split)
         chosen[split] = dataset, chosen_images(dataset, settings.num_images, split, remedy)
-    extracted = {}
+    seed = chosen["train"][0].manifest.get("source", {}).get("avatars_seed")
+    judge = None if seed is None else _train_judge(seed, chosen["train"][0], settings.batch_size, device)
+    extracted, read = {}, with_factors(extractor, judge)
     with progress_bar(2 * settings.num_images, "reference", "img") as bar:
         for split, (dataset, indices) in chosen.items():
-            extracted[split] = extract(extractor, _batches(dataset, indices, settings.batch_size, bar))
+            extracted[split] = extract(read, _batches(dataset, indices, settings.batch_size, bar))
     features = extracted["validation"]["features"]
     protocol = save_reference(outputs.artifact, inputs.shards, features, extractor, settings)
-    return {"protocol": protocol, "floor": sample_metrics(extracted["train"], Reference.of(features), extractor, settings)}
+    metrics = {"protocol": protocol, "floor": sample_metrics(extracted["train"], Reference.of(features), extractor, settings)}
+    if judge is not None:
+        law = torch.tensor([list(factors(seed, index).values()) for index in range(NUM_LAW_FACES)])
+        accuracy = judge.calibrate(extracted["validation"]["factors"], _factors_of(seed, *chosen["validation"]), law)
+        metrics["factors"] = {name: {"accuracy": value, "is_judged_by": name in judge.kept} for name, value in accuracy.items()}
+        metrics["floor"] |= factor_metrics(judge, extracted["train"])
+        save_judge(outputs.artifact, judge)
+    return metrics
 
 
 def _batches(dataset, indices, batch_size, bar):
@@ -32,6 +50,19 @@ def _batches(dataset, indices, batch_size, bar):
         batch = indices[start : start + batch_size]
         yield dataset.images(batch)
         bar.update(len(batch))
+
+
+def _factors_of(seed: int, dataset: ShardDataset, indices: list[int]) -> torch.Tensor:
+    """Factors of cartoon faces: int64 (N, F)."""
+    return torch.tensor([list(factors(seed, index_of(dataset.keys[index])).values()) for index in indices])
+
+
+def _train_judge(seed: int, dataset: ShardDataset, batch_size: int, device: torch.device) -> FactorJudge:
+    indices = evenly_spaced(len(dataset), min(len(dataset), MAX_TRAINING_FACES))
+    batches = (indices[start : start + batch_size] for start in range(0, len(indices), batch_size))
+    images = torch.cat([to_side(dataset.images(batch)) for batch in batches])
+    num_classes = {name: len(classes) for name, classes in FACTORS.items()}
+    return train_judge(images, _factors_of(seed, dataset, indices), num_classes, device)
 
 
 STAGE = Stage(
