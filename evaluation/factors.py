@@ -27,6 +27,7 @@ MIN_ACCURACY = 0.9  # on validation images, of a factor that is judged by
 SIDE = 32  # pixels that an image is brought to; what is finer is no factor
 WIDTH = 16
 NUM_STEPS, BATCH_SIZE, LEARNING_RATE, SEED = 400, 128, 3e-3, 0
+MAX_PASSES = 32  # over few training images, which would be learnt by heart
 
 
 class FactorsRecord(BaseModel):
@@ -180,11 +181,12 @@ def _block(num_in: int, num_out: int, stride: int) -> tuple[nn.Module, ...]:
 
 def _fit(judge: FactorJudge, images: Tensor, factors: Tensor) -> None:
     device = judge.expected.device
+    num_steps = min(NUM_STEPS, -(-MAX_PASSES * len(images) // BATCH_SIZE))
     optimizer = torch.optim.AdamW(judge.parameters(), LEARNING_RATE)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=NUM_STEPS, pct_start=0.15)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=num_steps, pct_start=0.15)
     generator, waiting = torch.Generator().manual_seed(SEED), torch.empty(0, dtype=torch.int64)
-    with progress_bar(NUM_STEPS, "factors", "step") as bar:
-        for _ in range(NUM_STEPS):
+    with progress_bar(num_steps, "factors", "step") as bar:
+        for _ in range(num_steps):
             while len(waiting) < BATCH_SIZE:  # each image once before any comes again
                 waiting = torch.cat([waiting, torch.randperm(len(images), generator=generator)])
             batch, waiting = waiting.split([BATCH_SIZE, len(waiting) - BATCH_SIZE])

@@ -109,6 +109,19 @@ def test_the_same_images_teach_the_same_network(monkeypatch):
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
 
 
+def test_few_images_are_shown_a_bounded_number_of_times(monkeypatch):
+    shown = []
+
+    class Counting(FactorJudge):
+        def forward(self, images):
+            shown.append(len(images))
+            return super().forward(images)
+
+    monkeypatch.setattr(factors, "FactorJudge", Counting)
+    train_judge(faces(0, 8), have(0, 8), {name: len(classes) for name, classes in FACTORS.items()}, CPU)
+    assert 32 * 8 <= sum(shown) < 32 * 8 + 128
+
+
 @pytest.mark.parametrize("size", [16, 32, 64])
 def test_images_of_any_size_are_read_beside_what_an_extractor_gives(taught, size):
     images = torch.nn.functional.interpolate(faces(0, 8).float(), (size, size), mode="area").byte()
