@@ -52,6 +52,7 @@ METRICS = {
     "fid": Metric("FID", -1),
     "kid": Metric("KID", -1),
     "swd_laplacian": Metric("SWD of Laplacian patches", -1, "× 1000"),
+    "factor_tv": Metric("Factor law, total variation", -1),
     "psnr_db": Metric("PSNR", 1, "dB"),
     "precision": Metric("Precision", 1),
     "recall": Metric("Recall", 1),

@@ -13,7 +13,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from errors import PipelineError
-from storage.avatars import AvatarsReader
+from storage.avatars import AvatarsReader, key_of
 from storage.huggingface_images import open_huggingface
 from storage.items import Item, Source, safe_key
 from storage.torchvision_images import open_torchvision
@@ -38,8 +38,8 @@ class Avatars(Recipe):
     splits: ClassVar[dict] = {}
 
     def open(self, where: str, split: str) -> Source:
-        items = [Item(f"avatar-{index:07d}", f"avatar {index}", None, index) for index in range(self.num_images)]
-        return Source("recipe", [], {split: items}, AvatarsReader(self.seed, self.draw_size))
+        items = [Item(key_of(index), f"avatar {index}", None, index) for index in range(self.num_images)]
+        return Source("recipe", [], {split: items}, AvatarsReader(self.seed, self.draw_size), avatars_seed=self.seed)
 
 
 class Torchvision(Recipe):

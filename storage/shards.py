@@ -57,6 +57,7 @@ class ShardsRecord(BaseModel):
 class SourceRecord(BaseModel):
     kind: str
     path: str
+    avatars_seed: int | None = None
 
 
 class PreparedRecord(BaseModel):

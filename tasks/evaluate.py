@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from errors import PipelineError
 from evaluation.extractors import Extractor, build_extractor
+from evaluation.factors import FactorJudge, factor_metrics, load_judge, with_factors
 from evaluation.fidelity import Reference, distances, extract, sample_metrics
 from evaluation.grids import write_grid
 from evaluation.pyramid import SWD, PyramidPatches, project, sliced_wasserstein
@@ -48,11 +49,12 @@ def run(params, inputs, outputs) -> dict:
     chosen_samples = chosen_images(samples, settings.num_images, "sampled", "raise sample.num_images")
     extractor = build_extractor(settings.extractor, settings.extractor_weights_path, settings.input_size, device)
     reference, protocol = load_reference(inputs.reference, inputs.shards, extractor, settings)
+    judge = load_judge(inputs.reference, device)
 
     metrics = {"protocol": protocol, "frozen_sha256": frozen.sha256}
     with progress_bar(4 * settings.num_images, f"evaluate {params.run_name}", "img") as bar:
         real = project(_batches(validation.images, chosen, settings.batch_size, bar), len(chosen))
-        comparison = Comparison(reference, real, extractor, settings, outputs.artifact, bar)
+        comparison = Comparison(reference, real, extractor, judge, settings, outputs.artifact, bar)
         comparison.show("real", validation.images, chosen)
         first, reconstructed = comparison.reconstruct("reconstruction_stage1", decoded[0], chosen)
         if decoder_sha256(inputs.stage1) == decoder_sha256(inputs.stage2):  # stage 2 had 0 steps
@@ -60,8 +62,8 @@ def run(params, inputs, outputs) -> dict:
         else:
             second, reconstructed = comparison.reconstruct("reconstruction_stage2", decoded[1], chosen)
         metrics |= {"reconstruction_stage1": first, "reconstruction_stage2": second}
-        extracted, swd = comparison.extract(samples.images, chosen_samples)
-        metrics["samples"] = sample_metrics(extracted, reference, extractor, settings) | swd
+        extracted, further = comparison.extract(samples.images, chosen_samples)
+        metrics["samples"] = sample_metrics(extracted, reference, extractor, settings) | further
         metrics["prior_gap"] = distances(extracted, Reference.of(reconstructed), extractor, settings)
         comparison.show("samples", samples.images, chosen_samples)
     metrics |= {"codebook": codebook_use(latents)} if frozen.bottleneck.is_discrete else {"latent": latent_use(latents)}
@@ -108,6 +110,7 @@ class Comparison:
     reference: Reference
     real: list[Tensor]  # of the reference's images: their patches' projections
     extractor: Extractor
+    judge: FactorJudge | None
     settings: Evaluation
     folder: Path
     bar: tqdm
@@ -121,9 +124,9 @@ class Comparison:
             psnr.extend(decoded.psnr(batch, images))
             return images
 
-        extracted, swd = self.extract(read, indices)
+        extracted, further = self.extract(read, indices)
         self.show(name, decoded.images, indices)
-        metrics = distances(extracted, self.reference, self.extractor, self.settings) | swd | {"psnr_db": fmean(psnr)}
+        metrics = distances(extracted, self.reference, self.extractor, self.settings) | further | {"psnr_db": fmean(psnr)}
         return metrics, extracted["features"]
 
     def repeat(self, name: str, copy: str, metrics: dict[str, float]) -> dict[str, float]:
@@ -133,10 +136,11 @@ class Comparison:
         return dict(metrics)
 
     def extract(self, read: Callable[[Sequence[int]], Tensor], indices: list[int]) -> tuple[dict[str, Tensor], dict[str, float]]:
-        """The extractor's outputs for the images with these indices, and the distance of their patches; ``read`` gives a batch as bytes."""
+        """The extractor's outputs for the images with these indices, and what the other judges say; ``read`` gives a batch as bytes."""
         patches = PyramidPatches(len(indices))
-        extracted = extract(self.extractor, patches.cut(_batches(read, indices, self.settings.batch_size, self.bar)))
-        return extracted, {SWD: sliced_wasserstein(patches.projections(), self.real)}
+        batches = patches.cut(_batches(read, indices, self.settings.batch_size, self.bar))
+        extracted = extract(with_factors(self.extractor, self.judge), batches)
+        return extracted, {SWD: sliced_wasserstein(patches.projections(), self.real), **factor_metrics(self.judge, extracted)}
 
     def show(self, name: str, read: Callable[[Sequence[int]], Tensor], indices: list[int]) -> None:
         """Write a grid of some of the images: for the same indices, the same ones."""

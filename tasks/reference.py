@@ -1,14 +1,23 @@
-"""Reference: features of the real validation images, once, and the floor: what real training images score against them."""
+"""Reference: features of the real validation images, once, and the floor: what real training images score against them.
+
+For cartoon faces, whose law is known, also a network that reads their factors, and how often it is to find each.
+"""
+
+import torch
 
 from evaluation.extractors import build_extractor
+from evaluation.factors import FactorJudge, factor_metrics, save_judge, to_side, train_judge, with_factors
 from evaluation.fidelity import Reference, extract, sample_metrics
 from evaluation.pyramid import SWD, PyramidPatches, sliced_wasserstein
-from evaluation.reference import chosen_images, save_reference
+from evaluation.reference import chosen_images, evenly_spaced, save_reference
 from progress import progress_bar
 from stage import Stage
+from storage.avatars import FACTORS, factors, index_of
 from storage.shards import ShardDataset
 from training.device import prepare_device
 
+NUM_LAW_FACES = 50_000  # that the law of cartoon faces is counted over
+MAX_TRAINING_FACES = 10_000  # to learn the factors from
 REMEDIES = {"validation": "raise dataset.num_validation_images", "train": "add images to dataset.source"}
 
 
@@ -19,16 +28,26 @@ def run(params, inputs, outputs) -> dict:
     for split, remedy in REMEDIES.items():
         dataset = ShardDataset(inputs.shards, split)
         chosen[split] = dataset, chosen_images(dataset, settings.num_images, split, remedy)
-    extracted, projections = {}, {}
+    seed = chosen["train"][0].manifest.get("source", {}).get("avatars_seed")
+    judge = None if seed is None else _train_judge(seed, chosen["train"][0], settings.batch_size, device)
+    extracted, projections, read = {}, {}, with_factors(extractor, judge)
     with progress_bar(2 * settings.num_images, "reference", "img") as bar:
         for split, (dataset, indices) in chosen.items():
             patches = PyramidPatches(settings.num_images)
-            extracted[split] = extract(extractor, patches.cut(_batches(dataset, indices, settings.batch_size, bar)))
+            extracted[split] = extract(read, patches.cut(_batches(dataset, indices, settings.batch_size, bar)))
             projections[split] = patches.projections()
     features = extracted["validation"]["features"]
     protocol = save_reference(outputs.artifact, inputs.shards, features, extractor, settings)
     floor = sample_metrics(extracted["train"], Reference.of(features), extractor, settings)
-    return {"protocol": protocol, "floor": floor | {SWD: sliced_wasserstein(projections["train"], projections["validation"])}}
+    floor[SWD] = sliced_wasserstein(projections["train"], projections["validation"])
+    metrics = {"protocol": protocol, "floor": floor}
+    if judge is not None:
+        law = torch.tensor([list(factors(seed, index).values()) for index in range(NUM_LAW_FACES)])
+        accuracy = judge.calibrate(extracted["validation"]["factors"], _factors_of(seed, *chosen["validation"]), law)
+        metrics["factors"] = {name: {"accuracy": value, "is_judged_by": name in judge.kept} for name, value in accuracy.items()}
+        floor |= factor_metrics(judge, extracted["train"])
+        save_judge(outputs.artifact, judge)
+    return metrics
 
 
 def _batches(dataset, indices, batch_size, bar):
@@ -36,6 +55,19 @@ def _batches(dataset, indices, batch_size, bar):
         batch = indices[start : start + batch_size]
         yield dataset.images(batch)
         bar.update(len(batch))
+
+
+def _factors_of(seed: int, dataset: ShardDataset, indices: list[int]) -> torch.Tensor:
+    """Factors of cartoon faces: int64 (N, F)."""
+    return torch.tensor([list(factors(seed, index_of(dataset.keys[index])).values()) for index in indices])
+
+
+def _train_judge(seed: int, dataset: ShardDataset, batch_size: int, device: torch.device) -> FactorJudge:
+    indices = evenly_spaced(len(dataset), min(len(dataset), MAX_TRAINING_FACES))
+    batches = (indices[start : start + batch_size] for start in range(0, len(indices), batch_size))
+    images = torch.cat([to_side(dataset.images(batch)) for batch in batches])
+    num_classes = {name: len(classes) for name, classes in FACTORS.items()}
+    return train_judge(images, _factors_of(seed, dataset, indices), num_classes, device)
 
 
 STAGE = Stage(

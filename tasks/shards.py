@@ -139,13 +139,14 @@ def _publish(writer: ShardWriter, source: Source, dataset, artifact: Path) -> di
             raise PipelineError(f"{writer.source}: only {number} readable images are left for {split}; {len(writer.skipped)} were skipped")
     for entry in entries["train"] + entries["validation"]:
         copy_linked(writer.scratch / entry["name"], artifact / entry["name"])  # a killed run must find it there again
+    drawn = {} if source.avatars_seed is None else {"avatars_seed": source.avatars_seed}
     write_manifest(
         artifact,
         entries,
         dataset.image_size,
         dataset.image_format,
         source.classes,
-        source={"kind": source.kind, "path": dataset.source},
+        source={"kind": source.kind, "path": dataset.source} | drawn,
         num_found=writer.num_found,
         num_skipped=len(writer.skipped),
         skipped=writer.skipped,

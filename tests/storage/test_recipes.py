@@ -1,14 +1,16 @@
 """Recipe files: what they draw or fetch, and one line for every mistake in them."""
 
+import colorsys
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from errors import PipelineError
-from storage.avatars import draw_avatar
+from storage.avatars import FACTORS, draw_avatar, factors, index_of
 from storage.images import to_rgb
 from storage.recipes import load_recipe
 from storage.sources import open_source
@@ -42,6 +44,7 @@ def test_avatars_are_listed_and_drawn(tmp_path):
     image, label = source.reader.read(items[2])
     assert image.size == (48, 48) and image.mode == "RGB" and label is None
     assert (np.asarray(image) == np.asarray(draw_avatar(5, 2, 48))).all()
+    assert source.avatars_seed == 5 and [index_of(item.key) for item in items] == [0, 1, 2]
 
 
 def test_avatars_differ_by_index_and_by_seed():
@@ -61,6 +64,59 @@ def test_avatars_are_the_same_in_every_process():
         for seed in ("1", "2")
     }
     assert len(outputs) == 1
+
+
+def shown(seed: int, index: int) -> dict[str, str]:
+    return {factor: list(FACTORS[factor])[number] for factor, number in factors(seed, index).items()}
+
+
+def test_factors_of_a_face_stay_what_they_were():
+    """The ground's colour is drawn last: when it is the same, so are all draws before it."""
+    assert [" ".join(shown(0, index).values()) for index in range(3)] == [
+        "light long brown dark hidden red none blue",
+        "brown long brown dark hidden line none red",
+        "brown hat hidden none wink line beard magenta",
+    ]
+    assert [draw_avatar(0, index, 32).getpixel((0, 16)) for index in (2, 3, 4)] == [(157, 114, 199), (197, 160, 254), (239, 98, 228)]
+
+
+def test_factors_are_those_of_the_picture():
+    for index in range(60):
+        face, picture = shown(0, index), draw_avatar(0, index, 32)
+        if face["top"] in ("bald", "short"):
+            hue = colorsys.rgb_to_hsv(*(value / 255 for value in picture.getpixel((0, 16))))[0]
+            assert list(FACTORS["ground"])[round(hue * 6) % 6] == face["ground"]
+    bald = [index for index in range(300) if shown(0, index)["top"] == "bald"]
+    for color, value in (("black", 0x61), ("pale", 0xFF), ("yellow", 0xF8)):  # red of python-avatars' skin colours
+        heads = [draw_avatar(0, index, 32).getpixel((16, 3)) for index in bald if shown(0, index)["skin_color"] == color]
+        assert heads and all(abs(head[0] - value) <= 2 for head in heads)
+
+
+def test_factors_follow_their_law():
+    number = 5000
+    faces = [shown(3, index) for index in range(number)]
+    rare = 0.35
+    expected = {
+        ("skin_color", "pale"): 1 / 7,
+        ("top", "hat"): 12 / 61,
+        ("top", "bald"): 2 / 61,
+        ("hair_color", "hidden"): 16 / 61,
+        ("hair_color", "pink"): 45 / 61 / 10,
+        ("accessory", "none"): 1 - rare * 9 / 10,
+        ("accessory", "dark"): rare * 5 / 10,
+        ("eyes", "hidden"): rare * 6 / 10,
+        ("eyes", "hearts"): (1 - rare * 6 / 10) / 12,
+        ("mouth", "line"): 4 / 12,
+        ("facial_hair", "none"): 1 - rare * 7 / 8,
+        ("ground", "red"): 1 / 6,
+    }
+    for (factor, name), share in expected.items():
+        found = sum(face[factor] == name for face in faces) / number
+        assert abs(found - share) < 4 * (share * (1 - share) / number) ** 0.5, (factor, name)
+    pairs = Counter((face["mouth"], face["ground"]) for face in faces)
+    for mouth, members in FACTORS["mouth"].items():
+        for ground in FACTORS["ground"]:
+            assert abs(pairs[mouth, ground] / number - len(members.split()) / 12 / 6) < 0.015
 
 
 def test_avatars_fill_their_frame():

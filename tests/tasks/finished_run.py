@@ -7,12 +7,13 @@ import torch
 from models.autoencoder import AutoencoderConfig, Decoder, Encoder
 from models.bottleneck import build_bottleneck
 from params import Params, load_params
-from stage import PROJECT
+from stage import PROJECT, execute
 from storage.decoders import save_decoder
 from storage.files import write_json
 from storage.frozen import Frozen, encoder_config, load_encoder, save_encoder, save_probe
 from storage.latents import LatentSpec, write_latents, write_latents_manifest
 from storage.shards import ShardDataset, write_manifest, write_shard
+from tasks.shards import STAGE as SHARDS
 from tests.evaluation.faces import SIZE, faces
 from tests.sealing import seal
 
@@ -52,6 +53,15 @@ def write_shards(root: Path, train: torch.Tensor | None = None) -> Path:
     folder = write_images(root / "artifacts/shards", {"validation": [faces(0, 12), faces(12, 24)], "train": [train]})
     seal(root)
     return folder
+
+
+def write_faces(root: Path, params: Params) -> Path:
+    """Shards as their stage makes them of the recipe of cartoon faces: 24 for validation, 40 for training."""
+    (root / "faces.yaml").write_text("{recipe: avatars, num_images: 64, seed: 7, draw_size: 64}")
+    tree = params.model_dump()
+    tree["dataset"] |= {"source": str(root / "faces.yaml"), "num_validation_images": 24, "image_size": SIZE}
+    execute(SHARDS, Params.model_validate(tree), None, 0, root)
+    return root / "artifacts/shards"
 
 
 def write_run(root: Path, second_decoder_seed: int = 2) -> str:

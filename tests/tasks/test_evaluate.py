@@ -8,8 +8,10 @@ import pytest
 import torch
 from PIL import Image
 
+import evaluation.factors
 from errors import PipelineError
 from evaluation.extractors import build_extractor
+from evaluation.factors import load_judge
 from evaluation.fidelity import features_to_statistics, frechet_distance
 from evaluation.pyramid import project, sliced_wasserstein
 from evaluation.reference import evenly_spaced
@@ -25,7 +27,7 @@ from tests.evaluation.faces import SIZE, faces
 from tests.sealing import seal
 from tests.storage.test_gaussian_latents import gaussians
 from tests.storage.test_gaussian_latents import write as write_gaussian_latents
-from tests.tasks.finished_run import NUM_CODES, RUN, small_params, write_images, write_run, write_shards
+from tests.tasks.finished_run import NUM_CODES, RUN, small_params, write_faces, write_images, write_run, write_shards
 
 PARAMS = small_params(num_images=24)
 DISTANCES = ["fd_efficientnet_lite0", "kd_efficientnet_lite0"]
@@ -88,6 +90,23 @@ def test_it_has_the_contracts_sections_and_names(metrics, shared):
     assert sorted(metrics["prior_gap"]) == DISTANCES
     assert metrics["protocol"] == read_json(shared / "metrics/reference.json")["protocol"]
     assert metrics["prior"] == {"validation_nll_nats_per_token": 2.5}
+
+
+def test_cartoon_faces_are_held_to_the_law_they_are_drawn_by(tmp_path, monkeypatch):
+    """The samples here are real faces, the reconstructions an untrained decoder's."""
+    for name, value in (("NUM_STEPS", 60), ("BATCH_SIZE", 40), ("MIN_ACCURACY", 0.3)):
+        monkeypatch.setattr(evaluation.factors, name, value)
+    monkeypatch.setattr("tasks.reference.NUM_LAW_FACES", 500)
+    write_faces(tmp_path, PARAMS)
+    write_run(tmp_path)
+    execute(REFERENCE, PARAMS, None, 0, tmp_path)
+    made = execute(STAGE, PARAMS, "dae", 0, tmp_path)
+    judge = load_judge(tmp_path / "artifacts/reference", torch.device("cpu"))
+    assert made["samples"]["factor_tv"] == pytest.approx(judge.total_variation(judge.read(faces(70, 95)[evenly_spaced(25, 24)])), abs=0.05)
+    for stage in ("stage1", "stage2"):
+        images, _ = decoded(tmp_path, stage)
+        assert made[f"reconstruction_{stage}"]["factor_tv"] == pytest.approx(judge.total_variation(judge.read(images)), abs=0.05)
+        assert made["samples"]["factor_tv"] < made[f"reconstruction_{stage}"]["factor_tv"]
 
 
 def test_faces_are_nearer_to_faces_than_an_untrained_decoders_images_are(metrics):

@@ -5,17 +5,21 @@ import json
 import pytest
 import torch
 
+import evaluation.factors
 from errors import PipelineError
 from evaluation.extractors import build_extractor
+from evaluation.factors import load_judge, train_judge
 from evaluation.pyramid import project, sliced_wasserstein
 from evaluation.reference import evenly_spaced, load_reference
 from params import Params
 from stage import execute
+from storage.avatars import FACTORS, factors, index_of
 from storage.files import sha256_file
+from storage.shards import ShardDataset
 from storage.weights import load_weights
 from tasks.reference import STAGE
 from tests.evaluation.faces import faces, noisy
-from tests.tasks.finished_run import small_params, write_shards
+from tests.tasks.finished_run import small_params, write_faces, write_shards
 
 PARAMS = small_params()
 
@@ -59,6 +63,7 @@ def test_the_protocol_is_in_the_manifest_and_beside_the_floor(root, metrics):
 
 
 def test_the_floor_carries_the_extractors_name(metrics):
+    assert set(metrics) == {"protocol", "floor"}  # no factors: these shards do not say that their faces were drawn by a recipe
     assert sorted(metrics["floor"]) == ["fd_efficientnet_lite0", "kd_efficientnet_lite0", "precision", "recall", "swd_laplacian"]
 
 
@@ -107,3 +112,30 @@ def test_changed_features_are_refused(tmp_path, extractor):
     path.write_bytes(path.read_bytes()[:-1] + b"\1")
     with pytest.raises(PipelineError, match="its hash is"):
         load_reference(tmp_path / "artifacts/reference", tmp_path / "artifacts/shards", extractor, PARAMS.evaluation)
+
+
+def test_cartoon_faces_teach_a_network_their_factors(tmp_path, monkeypatch):
+    taught = []
+
+    def keep(images, factors, num_classes, device):
+        taught.append((images, factors))
+        return train_judge(images, factors, num_classes, device)
+
+    monkeypatch.setattr(evaluation.factors, "NUM_STEPS", 60)
+    monkeypatch.setattr(evaluation.factors, "BATCH_SIZE", 40)
+    monkeypatch.setattr(evaluation.factors, "MIN_ACCURACY", 0.5)
+    monkeypatch.setattr("tasks.reference.NUM_LAW_FACES", 500)
+    monkeypatch.setattr("tasks.reference.train_judge", keep)
+    write_faces(tmp_path, PARAMS)
+    made = reference(tmp_path)
+    train, validation = (ShardDataset(tmp_path / "artifacts/shards", split) for split in ("train", "validation"))
+    assert torch.equal(taught[0][0], train.images(range(40)))
+    assert taught[0][1].tolist() == [list(factors(7, index_of(key)).values()) for key in train.keys]
+    judge = load_judge(tmp_path / "artifacts/reference", torch.device("cpu"))
+    chosen = evenly_spaced(24, 20)
+    true = torch.tensor([list(factors(7, index_of(validation.keys[index])).values()) for index in chosen])
+    accuracy = (judge.read(validation.images(chosen)) == true).double().mean(0)
+    for name, value in zip(FACTORS, accuracy.tolist(), strict=True):
+        assert made["factors"][name] == {"accuracy": pytest.approx(value, abs=0.06), "is_judged_by": name in judge.kept}
+    floor = judge.total_variation(judge.read(train.images(evenly_spaced(40, 20))))
+    assert made["floor"]["factor_tv"] == pytest.approx(floor, abs=0.05)

@@ -233,7 +233,7 @@ def test_avatars_recipe(tmp_path):
     make(tmp_path / "faces.yaml", tmp_path, image_size=16)
     images = datasets(tmp_path)["train"].images(range(7))
     assert images.shape == (7, 3, 16, 16) and images.float().std() > 20
-    assert manifest(tmp_path)["source"]["kind"] == "recipe"
+    assert manifest(tmp_path)["source"] == {"kind": "recipe", "path": str(tmp_path / "faces.yaml"), "avatars_seed": 0}
 
 
 def test_shards_of_one_run_are_a_source_for_the_next(tmp_path):
