@@ -53,16 +53,16 @@ class Source:
         kind: folder, tars or recipe.
         classes: names, in the order of the labels; empty without labels.
         splits: ``{"all": items}``, or ``{"train": items, "validation": items}`` where the source itself is divided.
-        avatars_seed: of cartoon faces, which are functions of it and their index (storage/avatars.py); None for all other images.
         ignored: what else was found and is no image: description -> count.
+        avatars_seed: of cartoon faces, which are functions of it and their index (storage/avatars.py); None for all other images.
     """
 
     kind: str
     classes: list[str]
     splits: dict[str, list[Item]]
     reader: Reader
-    avatars_seed: int | None = None
     ignored: Counter[str] = field(default_factory=Counter)
+    avatars_seed: int | None = None
 
 
 def safe_key(path: str) -> str:
