@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
-from pydantic import TypeAdapter, ValidationError, model_validator
+from pydantic import ValidationError, model_validator
 
 from errors import PipelineError
 from sections import (
@@ -115,15 +115,14 @@ class Params(Section):
                 )
             if section.latent_noise and section.latent_noise.kind == "swapped" and bottleneck == "kl":
                 raise ValueError(f"{key}.latent_noise: kind swapped needs tokens, and bottleneck.kind is kl; set added or interpolated")
-        try:
-            own = arm.stage1.bottleneck or {}
-            TypeAdapter(Bottleneck).validate_python(self.bottleneck.model_dump() | own | {"kind": bottleneck})
-        except ValidationError as error:
-            first = error.errors()[0]
-            location = ".".join(str(part) for part in first["loc"][1:] or own)
-            raise ValueError(f"arms.{name}.stage1.bottleneck.{location}: {first['msg']} (it holds what differs from bottleneck)") from None
+        key, own = f"arms.{name}.stage1.bottleneck", arm.stage1.bottleneck or {}
         if "kind" in own:
-            raise ValueError(f"arms.{name}.stage1.bottleneck.kind: every arm has the kind of bottleneck, {bottleneck}; take it out")
+            raise ValueError(f"{key}.kind: every arm has the kind of bottleneck, {bottleneck}; take it out")
+        whole = self.bottleneck.model_dump() | own
+        try:
+            type(self.bottleneck).model_validate(whole)
+        except ValidationError as error:
+            raise ValueError(f"{key}, which holds what differs from bottleneck: {explain(error, whole, type(self.bottleneck))}") from None
 
     def _check_numbers_of_images(self) -> None:
         dataset, evaluation = self.dataset, self.evaluation

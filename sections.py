@@ -34,7 +34,7 @@ class Dataset(Section):
     source: Annotated[str, Field(min_length=1)]
     split: Literal["random", "folders"]
     num_validation_images: PositiveInt
-    image_size: Annotated[int, Field(gt=0, le=MAX_IMAGE_SIZE)]
+    image_size: Annotated[int, Field(ge=7, le=MAX_IMAGE_SIZE)]  # of fewer pixels evaluation/pyramid.py makes no patch
     resize_filter: Literal["box", "bilinear", "hamming", "bicubic", "lanczos"]
     crop: Literal["center", "none"]
     image_format: Literal["png", "webp", "jpeg"]

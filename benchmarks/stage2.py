@@ -41,7 +41,7 @@ class OnTheFly(FromArrow):
 
 
 def main() -> int:
-    params = open_params()
+    params = open_params(reconstruction_loss={"discriminator_head_start": 1})
     with tempfile.TemporaryDirectory() as name:
         folder, numbers = Path(name), count()
         shards = write_faces(folder / "shards", params, **NUM_IMAGES)

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from errors import PipelineError
 from progress import progress_bar
-from storage.files import read_json, require_format, write_json
+from storage.files import read_json, require_format, sha256_file, write_json
 from storage.weights import build_from, load_into, save_weights
 
 FORMAT = "dae-factors-1"
@@ -154,6 +154,11 @@ def save_judge(folder: Path, judge: FactorJudge) -> None:
     weights_sha256 = save_weights(folder / WEIGHTS, judge.state_dict())
     record = {"factors": list(judge.num_classes), "num_classes": list(judge.num_classes.values()), "kept": list(judge.kept)}
     write_json(folder / RECORD, {"format": FORMAT, **record, "weights_sha256": weights_sha256})
+
+
+def judge_sha256(folder: Path) -> str | None:
+    """What two values of the judge must share beside its law; None where a reference has no judge."""
+    return sha256_file(folder / WEIGHTS) if (folder / WEIGHTS).exists() else None
 
 
 def load_judge(folder: Path, device: torch.device) -> FactorJudge | None:

@@ -98,12 +98,13 @@ def sample_metrics(outputs: dict[str, torch.Tensor], reference: Reference, extra
     return metrics
 
 
-def build_protocol(extractor: Extractor, settings: Evaluation, shards: dict, reference_sha256: str) -> dict:
+def build_protocol(extractor: Extractor, settings: Evaluation, shards: dict, reference_sha256: str, judge_sha256: str | None) -> dict:
     """Everything that two values must share to be compared.
 
     Args:
         shards: the manifest of the real images' shards.
         reference_sha256: of the file of the reference's features.
+        judge_sha256: of the network that reads factors; None without one.
     """
     return {
         "extractor": extractor.name,
@@ -119,6 +120,7 @@ def build_protocol(extractor: Extractor, settings: Evaluation, shards: dict, ref
         "kid_num_subsets": settings.kid_num_subsets,
         "swd_num_patches_per_image": num_patches_per_image(settings.num_images),
         "swd_num_projections": NUM_PROJECTIONS,
+        "factor_judge_sha256": judge_sha256,
         "torch_fidelity": torch_fidelity.__version__,
     }
 

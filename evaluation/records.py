@@ -35,6 +35,7 @@ class ProtocolRecord(BaseModel):
     kid_num_subsets: int
     swd_num_patches_per_image: int
     swd_num_projections: int
+    factor_judge_sha256: str | None
     torch_fidelity: str
 
 

@@ -3,13 +3,16 @@
 Also which images those are: evenly spaced over the split, so that a split stored class by class is covered as a whole.
 """
 
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
 from pydantic import BaseModel
+from tqdm import tqdm
 
 from errors import PipelineError
 from evaluation.extractors import Extractor
+from evaluation.factors import judge_sha256
 from evaluation.fidelity import Reference, build_protocol
 from sections import Evaluation
 from storage.files import MANIFEST, read_json, require_format, sha256_file, write_json
@@ -51,10 +54,21 @@ def chosen_images(dataset: ShardDataset, num_images: int, what: str, remedy: str
     return evenly_spaced(len(dataset), num_images)
 
 
+def read_batches(read: Callable[[Sequence[int]], torch.Tensor], indices: list[int], batch_size: int, bar: tqdm) -> Iterator[torch.Tensor]:
+    """Batches of images by index, in order, counted on the bar; ``read`` gives those of some indices as bytes."""
+    for start in range(0, len(indices), batch_size):
+        batch = indices[start : start + batch_size]
+        yield read(batch)
+        bar.update(len(batch))
+
+
 def save_reference(folder: Path, shards: Path, features: torch.Tensor, extractor: Extractor, settings: Evaluation) -> dict:
-    """Write features (N, D) and manifest.json, and return the protocol, which carries the hash of the features' file."""
+    """Write features (N, D) and manifest.json, and return the protocol, which carries the hash of the features' file.
+
+    A network that reads factors must be in the folder already, as the protocol carries its hash too.
+    """
     save_weights(folder / FEATURES, {"features": features})
-    protocol = build_protocol(extractor, settings, read_manifest(shards), sha256_file(folder / FEATURES))
+    protocol = build_protocol(extractor, settings, read_manifest(shards), sha256_file(folder / FEATURES), judge_sha256(folder))
     write_json(folder / MANIFEST, {"format": FORMAT, "protocol": protocol, "shards_sha256": sha256_file(shards / MANIFEST)})
     return protocol
 
@@ -81,7 +95,7 @@ def load_reference(folder: Path, shards: Path, extractor: Extractor, settings: E
             f"{folder / FEATURES}: its hash is {features_sha256[:16]}, the manifest says "
             f"{manifest['protocol']['reference_sha256'][:16]}; delete the folder and run dvc repro reference"
         )
-    asked = build_protocol(extractor, settings, read_manifest(shards), features_sha256)
+    asked = build_protocol(extractor, settings, read_manifest(shards), features_sha256, judge_sha256(folder))
     for key, value in asked.items():
         if (made := manifest["protocol"].get(key)) != value:
             raise PipelineError(f"{folder}: made with {key} {made!r}, asked for is {value!r}; run dvc repro reference")

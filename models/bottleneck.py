@@ -78,13 +78,12 @@ class VectorQuantizer(nn.Module):
     @torch.no_grad()
     def swap_tokens(self, tokens: Tensor, share: float) -> Tensor:
         """Tokens (B, h, w), each exchanged with probability ``share`` for one of the nearest other codes, 1 in 32 of all."""
-        chosen = torch.rand(tokens.shape, device=tokens.device) < share  # (B, h, w)
         codes = F.normalize(self.codebook, dim=-1)
-        similarity = codes[tokens[chosen]] @ codes.T  # (number chosen, num_codes)
-        similarity.scatter_(1, tokens[chosen][:, None], -torch.inf)
-        near = similarity.topk(max(1, self.num_codes // 32), dim=1).indices  # (number chosen, number of near codes)
-        drawn = torch.randint(near.shape[1], (len(near), 1), device=tokens.device)
-        return tokens.masked_scatter(chosen, near.gather(1, drawn))
+        similarity = (codes @ codes.T).fill_diagonal_(-torch.inf)  # (num_codes, num_codes)
+        near = similarity.topk(max(1, self.num_codes // 32), dim=1).indices  # (num_codes, number of near codes)
+        drawn = torch.randint(near.shape[1], tokens.shape, device=tokens.device)  # (B, h, w)
+        chosen = torch.rand(tokens.shape, device=tokens.device) < share  # (B, h, w)
+        return torch.where(chosen, near[tokens, drawn], tokens)
 
     def _normalize(self, z: Tensor) -> Tensor:
         return F.normalize(z.float().permute(0, 2, 3, 1), dim=-1)  # (B, h, w, D)

@@ -6,7 +6,7 @@ that of samples to reconstructions by the same decoder, which is what the prior 
 """
 
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -22,7 +22,7 @@ from evaluation.fidelity import Reference, distances, extract, sample_metrics
 from evaluation.grids import write_grid
 from evaluation.pyramid import SWD, PyramidPatches, project, sliced_wasserstein
 from evaluation.reconstruction import psnr_db
-from evaluation.reference import chosen_images, evenly_spaced, load_reference
+from evaluation.reference import chosen_images, evenly_spaced, load_reference, read_batches
 from models.autoencoder import to_uint8
 from models.bottleneck import gaussian_kl, usage_metrics
 from progress import progress_bar
@@ -53,7 +53,7 @@ def run(params, inputs, outputs) -> dict:
 
     metrics = {"protocol": protocol, "frozen_sha256": frozen.sha256}
     with progress_bar(4 * settings.num_images, f"evaluate {params.run_name}", "img") as bar:
-        real = project(_batches(validation.images, chosen, settings.batch_size, bar), len(chosen))
+        real = project(read_batches(validation.images, chosen, settings.batch_size, bar), len(chosen))
         comparison = Comparison(reference, real, extractor, judge, settings, outputs.artifact, bar)
         comparison.show("real", validation.images, chosen)
         first, reconstructed = comparison.reconstruct("reconstruction_stage1", decoded[0], chosen)
@@ -138,7 +138,7 @@ class Comparison:
     def extract(self, read: Callable[[Sequence[int]], Tensor], indices: list[int]) -> tuple[dict[str, Tensor], dict[str, float]]:
         """The extractor's outputs for the images with these indices, and what the other judges say; ``read`` gives a batch as bytes."""
         patches = PyramidPatches(len(indices))
-        batches = patches.cut(_batches(read, indices, self.settings.batch_size, self.bar))
+        batches = patches.cut(read_batches(read, indices, self.settings.batch_size, self.bar))
         extracted = extract(with_factors(self.extractor, self.judge), batches)
         return extracted, {SWD: sliced_wasserstein(patches.projections(), self.real), **factor_metrics(self.judge, extracted)}
 
@@ -146,13 +146,6 @@ class Comparison:
         """Write a grid of some of the images: for the same indices, the same ones."""
         positions = evenly_spaced(len(indices), min(self.settings.num_grid_images, len(indices)))
         write_grid(self.folder / f"{name}.png", read([indices[position] for position in positions]))
-
-
-def _batches(read: Callable[[Sequence[int]], Tensor], indices: list[int], batch_size: int, bar: tqdm) -> Iterator[Tensor]:
-    for start in range(0, len(indices), batch_size):
-        batch = indices[start : start + batch_size]
-        yield read(batch)
-        bar.update(len(batch))
 
 
 def codebook_use(latents: LatentDataset) -> dict[str, float]:

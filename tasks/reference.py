@@ -9,7 +9,7 @@ from evaluation.extractors import build_extractor
 from evaluation.factors import FactorJudge, factor_metrics, save_judge, to_side, train_judge, with_factors
 from evaluation.fidelity import Reference, extract, sample_metrics
 from evaluation.pyramid import SWD, PyramidPatches, sliced_wasserstein
-from evaluation.reference import chosen_images, evenly_spaced, save_reference
+from evaluation.reference import chosen_images, evenly_spaced, read_batches, save_reference
 from progress import progress_bar
 from stage import Stage
 from storage.avatars import FACTORS, factors, index_of
@@ -34,27 +34,20 @@ def run(params, inputs, outputs) -> dict:
     with progress_bar(2 * settings.num_images, "reference", "img") as bar:
         for split, (dataset, indices) in chosen.items():
             patches = PyramidPatches(settings.num_images)
-            extracted[split] = extract(read, patches.cut(_batches(dataset, indices, settings.batch_size, bar)))
+            extracted[split] = extract(read, patches.cut(read_batches(dataset.images, indices, settings.batch_size, bar)))
             projections[split] = patches.projections()
-    features = extracted["validation"]["features"]
-    protocol = save_reference(outputs.artifact, inputs.shards, features, extractor, settings)
-    floor = sample_metrics(extracted["train"], Reference.of(features), extractor, settings)
-    floor[SWD] = sliced_wasserstein(projections["train"], projections["validation"])
-    metrics = {"protocol": protocol, "floor": floor}
+    metrics, floor = {}, {}
     if judge is not None:
         law = torch.tensor([list(factors(seed, index).values()) for index in range(NUM_LAW_FACES)])
         accuracy = judge.calibrate(extracted["validation"]["factors"], _factors_of(seed, *chosen["validation"]), law)
         metrics["factors"] = {name: {"accuracy": value, "is_judged_by": name in judge.kept} for name, value in accuracy.items()}
-        floor |= factor_metrics(judge, extracted["train"])
+        floor = factor_metrics(judge, extracted["train"])
         save_judge(outputs.artifact, judge)
+    features = extracted["validation"]["features"]
+    metrics["protocol"] = save_reference(outputs.artifact, inputs.shards, features, extractor, settings)
+    metrics["floor"] = sample_metrics(extracted["train"], Reference.of(features), extractor, settings) | floor
+    metrics["floor"][SWD] = sliced_wasserstein(projections["train"], projections["validation"])
     return metrics
-
-
-def _batches(dataset, indices, batch_size, bar):
-    for start in range(0, len(indices), batch_size):
-        batch = indices[start : start + batch_size]
-        yield dataset.images(batch)
-        bar.update(len(batch))
 
 
 def _factors_of(seed: int, dataset: ShardDataset, indices: list[int]) -> torch.Tensor:

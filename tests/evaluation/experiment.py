@@ -27,6 +27,7 @@ PROTOCOL = {
     "kid_num_subsets": 100,
     "swd_num_patches_per_image": 65,
     "swd_num_projections": 128,
+    "factor_judge_sha256": None,
     "torch_fidelity": "0.4.0",
 }
 # arm -> distance after stage 1, after stage 2, of samples: as the paper has it

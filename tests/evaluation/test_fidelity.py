@@ -170,7 +170,7 @@ def test_too_few_images_is_one_line():
 
 def test_the_protocol_says_all_that_two_values_must_share(extractor):
     shards = {"image_size": 32, "dataset": {"resize_filter": "lanczos"}}
-    protocol = build_protocol(extractor, SETTINGS, shards, "ab" * 32)
+    protocol = build_protocol(extractor, SETTINGS, shards, "ab" * 32, "cd" * 32)
     assert len(protocol.pop("extractor_weights_sha256")) == 64
     assert protocol == {
         "extractor": "efficientnet-lite0",
@@ -185,5 +185,6 @@ def test_the_protocol_says_all_that_two_values_must_share(extractor):
         "kid_num_subsets": 20,
         "swd_num_patches_per_image": 128,
         "swd_num_projections": 128,
+        "factor_judge_sha256": "cd" * 32,
         "torch_fidelity": "0.4.0",
     }
