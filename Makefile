@@ -55,11 +55,7 @@ clean-scratch: ## forget the state of killed stages; they start over
 	rm -rf .scratch
 
 preset: setup ## make a preset the parameters: make preset NAME=cifar10; refuses to overwrite edits of yours
-	@test -f presets/$(NAME).yaml || { echo "error: no presets/$(NAME).yaml; there are: $$(ls presets | sed 's/.yaml//' | tr '\n' ' ')"; exit 1; }
-	@python -m params presets/$(NAME).yaml
-	@for known in presets/*.yaml <(git show HEAD:./params.yaml 2>/dev/null); do [ ! -e params.yaml ] || cmp -s params.yaml $$known && exit 0; done; \
-	  echo "error: params.yaml has edits that neither git nor presets/ holds: keep them (git commit params.yaml, or cp params.yaml presets/mine.yaml) or drop them (git checkout params.yaml)"; exit 1
-	cp presets/$(NAME).yaml params.yaml
+	python -m flows.preset $(NAME)
 
 deps: setup ## write into dvc.yaml which files each stage depends on, from what it imports
 	python -m tests.imports
