@@ -3,6 +3,7 @@
 import json
 import logging
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -274,8 +275,11 @@ def test_every_round_says_what_remains(project, capsys):
     assert "5 seeds take at most about 4 min more (8 stages" in second and "5 seeds take at most about 2 min more (4 stages" in third
 
 
-def test_the_command_ends_with_the_answer_whenever_it_is_killed(served, tmp_path, monkeypatch):
-    """DVC and Prefect as they are: killed inside a stage of the second round, started again, and once more when all is there."""
+@pytest.mark.parametrize(
+    "number", [signal.SIGKILL, *(pytest.param(one, marks=pytest.mark.slow) for one in (signal.SIGINT, signal.SIGTERM))]
+)
+def test_the_command_ends_with_the_answer_whenever_it_is_killed(served, tmp_path, monkeypatch, number):
+    """DVC and Prefect as they are: ended inside a stage of the second round, started again, and once more when all is there."""
     monkeypatch.setenv("PREFECT_API_URL", f"{served.url}/api")
     toy = Toy(tmp_path / "toy", STUDY_YAML)
     toy.change_params({"experiment": {"arms": ["dae"]}, "stage1": {"warmup_steps": 20}})
@@ -285,7 +289,9 @@ def test_the_command_ends_with_the_answer_whenever_it_is_killed(served, tmp_path
     process = toy.start(*command)
     until(lambda: any("stage1-dae-1" in one.cmdline() for one in toy.stages_running()), "a stage of the second round")
     time.sleep(0.8)
-    process.kill()
+    process.send_signal(number)
+    process.communicate(timeout=60)
+    assert process.returncode != 0
     until(lambda: not toy.stages_running(), "no stage", 30)
     assert yaml.safe_load((toy.folder / "params.yaml").read_text())["experiment"]["seeds"] == [0, 1, 2]
 
