@@ -95,7 +95,9 @@ def describe_cost(points: list[Point], finished: set[str], records: dict[Point, 
             unknown[point.stage] = None
     if unknown:
         return f"nothing on record of {', '.join(unknown)}: the next seed will tell what {total} take"
-    return f"{total} take at most about {_round_up(seconds / num_places)} more ({len(missing)} stages, fewer where DVC's cache has them)"
+    # What is on record begins after Python and its libraries have started.
+    taken, number = _round_up(seconds / num_places), len(missing)
+    return f"{total} take at most about {taken} more, and seconds for the start of each of {number} stages; less where DVC's cache has them"
 
 
 def _round_up(seconds: float) -> str:

@@ -241,8 +241,12 @@ def test_the_cost_is_that_of_what_is_missing():
     }
     # 2 of stage1 by baseline's mean, 3 as dae's own, 3 of prior as baseline's own, 4 of dae's as the other arm's
     assert 2 * 200 + 3 * 1000 + 3 * 50 + 4 * 50 == 3750
-    assert describe_cost(points, finished, records, 1).startswith("4 seeds take at most about 63 min more (12 stages,")
-    assert describe_cost(points, finished, records, 2).startswith("4 seeds take at most about 32 min more (12 stages,")
+    assert describe_cost(points, finished, records, 1).startswith(
+        "4 seeds take at most about 63 min more, and seconds for the start of each of 12 stages;"
+    )
+    assert describe_cost(points, finished, records, 2).startswith(
+        "4 seeds take at most about 32 min more, and seconds for the start of each of 12 stages;"
+    )
     assert describe_cost(points, {point.name for point in points}, records, 1) == "all that 4 seeds take is there"
     without = {point: seconds for point, seconds in records.items() if point.stage == "shards"}
     assert describe_cost(points, {"shards"}, without, 1) == "nothing on record of stage1, prior: the next seed will tell what 4 seeds take"
@@ -272,7 +276,10 @@ def test_every_round_says_what_remains(project, capsys):
     project.study(max_seeds=5, slots={"compute": 2})
     first, second, third = capsys.readouterr().out.splitlines()
     assert first == "nothing on record of stage1: the next seed will tell what 5 seeds take."
-    assert "5 seeds take at most about 4 min more (8 stages" in second and "5 seeds take at most about 2 min more (4 stages" in third
+    assert "Going on; 5 seeds take at most about 4 min more, and seconds for the start of each of 8 stages" in second
+    assert third.endswith(
+        "5 seeds take at most about 2 min more, and seconds for the start of each of 4 stages; less where DVC's cache has them."
+    )
 
 
 @pytest.mark.parametrize(
