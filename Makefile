@@ -8,7 +8,7 @@ export PATH := $(abspath $(BIN)):$(PATH)
 export DVC_NO_ANALYTICS := 1
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help setup run serve test test-all torture bench lint status clean-scratch lock preset deps
+.PHONY: help setup run study serve test test-all torture bench lint status clean-scratch lock preset deps
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## ?/  make \1\t/' | expand -t 24
@@ -28,6 +28,9 @@ run: setup $(if $(PRESET),preset) ## reproduce the whole pipeline; only what cha
 	@python -m flows.repair
 	dvc repro
 	@echo 'report: $(CURDIR)/report/index.html'
+
+study: setup ## answer the question with as few seeds as it takes (PRESET=faces-dit MAX_SEEDS=5 SLOTS=compute=2)
+	@python -m flows.study $(if $(PRESET),--preset $(PRESET)) $(if $(MAX_SEEDS),--max-seeds $(MAX_SEEDS)) $(addprefix --slots ,$(SLOTS))
 
 serve: setup ## start a Prefect server, the deployments and a worker, until Ctrl-C
 	@exec python -m flows.serve
@@ -55,11 +58,7 @@ clean-scratch: ## forget the state of killed stages; they start over
 	rm -rf .scratch
 
 preset: setup ## make a preset the parameters: make preset NAME=cifar10; refuses to overwrite edits of yours
-	@test -f presets/$(NAME).yaml || { echo "error: no presets/$(NAME).yaml; there are: $$(ls presets | sed 's/.yaml//' | tr '\n' ' ')"; exit 1; }
-	@python -m params presets/$(NAME).yaml
-	@for known in presets/*.yaml <(git show HEAD:./params.yaml 2>/dev/null); do [ ! -e params.yaml ] || cmp -s params.yaml $$known && exit 0; done; \
-	  echo "error: params.yaml has edits that neither git nor presets/ holds: keep them (git commit params.yaml, or cp params.yaml presets/mine.yaml) or drop them (git checkout params.yaml)"; exit 1
-	cp presets/$(NAME).yaml params.yaml
+	python -m flows.preset $(NAME)
 
 deps: setup ## write into dvc.yaml which files each stage depends on, from what it imports
 	python -m tests.imports

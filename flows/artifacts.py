@@ -73,18 +73,28 @@ def report_in_short(summary: dict, root: Path) -> str:
 
     A summary that an earlier version has left, where the report could not be made anew, has the last only.
     """
-    lines = [f"**{summary['verdict']['headline']}**", ""] if "verdict" in summary else []
-    gates = [
-        [gate["name"], gate["value"], f"{gate['bound']} {gate['threshold']:g}", gate["state"], gate["advice"]]
-        for gate in summary.get("gates", [])
-    ]
-    lines += _table(["gate", "measured", "asked", "state", "what to do"], gates)
+    lines = _answer(summary)
     compared = [[row[name] for name in COMPARED] for row in summary.get("comparisons", [])]
     lines += _table([name.replace("_", " ") for name in COMPARED], compared)
     arms = summary["arms"]
     names = list(dict.fromkeys(name for arm in arms.values() for name in arm["mean"]))
     lines += _table(["mean over seeds", *arms], [[name, *(arm["mean"].get(name) for arm in arms.values())] for name in names])
     return "\n".join([*lines, f"With grids, curves, protocol and what to expect of it: `{root / 'report/index.html'}`"])
+
+
+def publish_study(key: str, summary: dict, told: str) -> None:
+    """Put the answer so far, the gates and a sentence of what comes next on the page of the present flow run."""
+    create_markdown_artifact("\n".join([*_answer(summary), told]), key=key, description=f"The answer by {len(summary['seeds'])} seeds")
+
+
+def _answer(summary: dict) -> list[str]:
+    """Lines of the headline and the table of gates."""
+    lines = [f"**{summary['verdict']['headline']}**", ""] if "verdict" in summary else []
+    gates = [
+        [gate["name"], gate["value"], f"{gate['bound']} {gate['threshold']:g}", gate["state"], gate["advice"]]
+        for gate in summary.get("gates", [])
+    ]
+    return lines + _table(["gate", "measured", "asked", "state", "what to do"], gates)
 
 
 def _table(heads: list[str], rows: list[list]) -> list[str]:

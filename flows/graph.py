@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from dvc.exceptions import DvcException
 from dvc.lock import LockError
@@ -119,10 +120,28 @@ def changes(name: str, wait: Callable[[str], None]) -> list[str]:
     Args:
         wait: called with a line each time somebody else's ``dvc`` is in the way; may raise to give up.
     """
+    return _ask(lambda repo: _reasons(repo, name), wait)
+
+
+def unchanged(graph: dict[str, Node], wait: Callable[[str], None]) -> set[str]:
+    """Stages that DVC would neither run nor restore, nor any that they need.
+
+    Args:
+        graph: what ``load_graph`` returned.
+        wait: as for ``changes``.
+    """
+    changed, found = _ask(lambda repo: repo.status(), wait), set()
+    for name, node in graph.items():
+        if name not in changed and found >= set(node.upstream):
+            found.add(name)
+    return found
+
+
+def _ask(question: Callable[[Repo], Any], wait: Callable[[str], None]) -> Any:
     while True:
         try:
             with _DVC, Repo(_wait_for_lock=True) as repo:
-                return _reasons(repo, name)
+                return question(repo)
         except LockError as error:
             wait(str(error).splitlines()[0])
             time.sleep(POLL_SECONDS)

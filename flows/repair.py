@@ -7,9 +7,7 @@ holds is taken from the last whole one, from git, or by the next ``dvc repro`` f
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
 import sys
 import time
 from contextlib import chdir
@@ -20,6 +18,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from errors import PipelineError, explain_os_error
+from flows.files import committed, write_whole
 
 LOCK = "dvc.lock"
 LAST_WHOLE_LOCK = ".dvc/tmp/dvc.lock.whole"
@@ -77,7 +76,7 @@ def _repair_lock(root: Path) -> str | None:
         kept, taken = whole_entries(text + END), _lost(root, text, earlier)
         what = f"{LOCK} lacked stages that an earlier one has"
         if not taken:
-            _write(root / LAST_WHOLE_LOCK, text)
+            write_whole(root / LAST_WHOLE_LOCK, text.encode())
             return None
     elif CONFLICT.search(text):
         raise PipelineError(f"{LOCK}: holds a merge conflict; take one side whole (git checkout --ours {LOCK}): dvc repro mends the rest")
@@ -87,7 +86,8 @@ def _repair_lock(root: Path) -> str | None:
         what = f"{LOCK} was cut off while DVC wrote it"
     entries = {name: entry for name, entry in {**earlier, **kept}.items() if name in taken or name in kept}  # in the order of the earlier
     if entries:
-        _write(root / LOCK, HEADER + "".join(f"  {name}:\n{entry}" for name, entry in entries.items()))
+        whole = HEADER + "".join(f"  {name}:\n{entry}" for name, entry in entries.items())
+        write_whole(root / LOCK, whole.encode())
     else:
         (root / LOCK).unlink()
     return f"{what}: {len(kept)} stages kept, {len(taken)} taken from an earlier one; what has finished since comes back from DVC's cache"
@@ -109,7 +109,7 @@ def _lost(root: Path, text: str, earlier: dict[str, str]) -> set[str]:
 
 def _earlier(root: Path) -> dict[str, str]:
     """The entries of the last whole lock file, and of git's last commit where that has none."""
-    return {**whole_entries(_committed(root) + END), **whole_entries((_read(root / LAST_WHOLE_LOCK) or "") + END)}
+    return {**whole_entries(committed(root, LOCK) + END), **whole_entries((_read(root / LAST_WHOLE_LOCK) or "") + END)}
 
 
 def _repair_rwlock(root: Path) -> str | None:
@@ -168,22 +168,6 @@ def _read(path: Path) -> str | None:
         return path.read_text(errors="replace")
     except FileNotFoundError:
         return None
-
-
-def _committed(root: Path) -> str:
-    """The lock file of git's last commit; nothing where there is none."""
-    result = subprocess.run(["git", "-C", str(root), "show", f"HEAD:./{LOCK}"], capture_output=True, text=True, errors="replace")
-    return result.stdout if result.returncode == 0 else ""
-
-
-def _write(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.tmp")
-    with beside.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    beside.replace(path)
 
 
 def main() -> int:

@@ -128,7 +128,7 @@ def reproduce(
     log = get_run_logger()
     name = trial.experiment_name(runtime.flow_run.name)
     try:
-        with _only_run(log), trial.open_trial(flows.ROOT, name, overrides) if overrides else nullcontext(flows.ROOT) as root, chdir(root):
+        with only_run(log), trial.open_trial(flows.ROOT, name, overrides) if overrides else nullcontext(flows.ROOT) as root, chdir(root):
             params = check(root / "params.yaml")
             for line in repair(root):
                 log.warning("mended: %s", line)
@@ -207,9 +207,9 @@ def _conclusion(states: dict[str, State]) -> State:
 
 
 @contextmanager
-def _only_run(log):
-    """Wait until no other run is at work in this project."""
-    path = flows.ROOT / LOCK
+def only_run(log, name: str = LOCK):
+    """Wait until no other run is at work in this project, or none that has a lock of this name."""
+    path = flows.ROOT / name
     path.parent.mkdir(exist_ok=True)
     with path.open("a+") as lock:
         waited = False

@@ -19,6 +19,7 @@ GROUPS = {
     "tests/test_readme.py": "finished",
     "tests/flows/test_reproduce.py": "served",
     "tests/flows/test_serve.py": "served",
+    "tests/flows/test_study.py": "served",
     "tests/training/test_cluster.py": "ray",
     "tests/flows/test_ending.py": "ending",
 }

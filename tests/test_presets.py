@@ -1,5 +1,6 @@
 """Presets: each is a whole, valid params file whose models fit together. They are built on the meta device, so size costs nothing."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torchvision.models import vgg16
 
 import evaluation.perceptual
+from errors import PipelineError
+from flows.preset import write_seeds
 from models.autoencoder import AutoencoderConfig, Decoder, Encoder
 from models.bottleneck import build_bottleneck
 from models.discriminator import PatchDiscriminator
@@ -282,11 +285,11 @@ def test_make_preset_copies_a_valid_preset_and_refuses_another(make_preset, tmp_
 
 
 def test_make_preset_overwrites_what_git_or_a_preset_holds_and_no_edits_of_the_users(make_preset, tmp_path):
-    params, edited = tmp_path / "params.yaml", PRESETS["default"].read_text() + "# mine\n"
+    params, edited = tmp_path / "params.yaml", PRESETS["default"].read_text().replace("width: 128", "width: 96")
     params.write_text(edited)
     refused = make_preset("smoke")
     assert refused.returncode != 0 and params.read_text() == edited
-    [line] = [line for line in refused.stdout.splitlines() if line.startswith("error: ")]
+    [line] = [line for line in refused.stderr.splitlines() if line.startswith("error: ")]
     assert "git commit params.yaml" in line and "cp params.yaml presets/" in line and "git checkout params.yaml" in line
 
     for command in (["init", "--quiet"], ["add", "params.yaml"], ["commit", "--quiet", "--message", "mine"]):
@@ -295,10 +298,44 @@ def test_make_preset_overwrites_what_git_or_a_preset_holds_and_no_edits_of_the_u
     assert make_preset("faces-dit").returncode == 0  # and another preset, not edited, is lost by nobody
     assert params.read_bytes() == PRESETS["faces-dit"].read_bytes()
 
-    params.write_text(edited + "# more\n")
+    mine = edited.replace("width: 96", "width: 64")
+    params.write_text(mine)
     shutil.copy(params, tmp_path / "presets/mine.yaml")
     assert make_preset("smoke").returncode == 0
-    assert make_preset("mine").returncode == 0 and params.read_text() == edited + "# more\n"
+    assert make_preset("mine").returncode == 0 and params.read_text() == mine
+
+
+def test_seeds_that_a_study_has_written_are_no_edit(make_preset, tmp_path):
+    params = tmp_path / "params.yaml"
+    shutil.copy(PRESETS["default"], params)
+    write_seeds(params, 3)
+    assert make_preset("smoke").returncode == 0
+    write_seeds(params, 5)
+    params.write_text(params.read_text().replace("temperature: 1.0", "temperature: 0.9"))
+    assert make_preset("smoke").returncode != 0 and load_params(params).sample.temperature == 0.9
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("seeds: [0]   # once with each", "seeds: [0, 1, 2]   # once with each"),
+        ("seeds:\n  - 7\n  - 8  # of the last\n\n  # of what follows", "seeds: [0, 1, 2]  # of the last\n\n  # of what follows"),
+        ("seeds: [ 4,\n    5 ]", "seeds: [0, 1, 2]"),
+    ],
+)
+def test_seeds_are_written_and_every_other_character_stays(tmp_path, before, after):
+    params, text = tmp_path / "params.yaml", "# first\nexperiment:\n  arms: [dae]\n  {}\nlast: {{rate: 1.0, of: null}}  # end\r\n"
+    params.write_bytes(text.format(before).encode())
+    write_seeds(params, 3)
+    assert params.read_bytes() == text.format(after).encode() and os.listdir(tmp_path) == ["params.yaml"]
+
+
+def test_seeds_that_are_no_list_of_their_own_are_refused(tmp_path):
+    params, text = tmp_path / "params.yaml", "mine: &mine [0]\nexperiment:\n  seeds: *mine\n"
+    params.write_text(text)
+    with pytest.raises(PipelineError, match=r"experiment\.seeds: is no list of its own"):
+        write_seeds(params, 3)
+    assert params.read_text() == text
 
 
 def test_run_checks_and_mends_before_dvc_does_anything():
@@ -313,5 +350,5 @@ def test_run_with_a_preset_makes_it_the_parameters_first():
         subprocess.run([*command, *extra], cwd=PROJECT, capture_output=True, text=True, check=True).stdout
         for extra in ([], ["PRESET=smoke"])
     ]
-    copies = "cp presets/smoke.yaml params.yaml"
-    assert copies not in plans[0] and 0 < plans[1].index(copies) < plans[1].index("dvc repro")
+    copies = "python -m flows.preset smoke"
+    assert copies not in plans[0] and plans[1].index(copies) < plans[1].index("dvc repro")

@@ -43,7 +43,7 @@ def _no_waiting(monkeypatch):
 def _toy(monkeypatch):
     """A folder whose dvc.yaml has these stages, and that git does not know."""
     monkeypatch.setattr(graph, "stage_names", lambda: set(STAGES))
-    monkeypatch.setattr("flows.repair._committed", lambda root: "")
+    monkeypatch.setattr("flows.repair.committed", lambda root, name: "")
 
 
 def stages_of(text: str) -> dict:

@@ -7,14 +7,15 @@ import psutil
 
 from tests.clone import PROJECT, Clone
 
-IGNORED = "/out/\n/metrics/\n/report/\n/.scratch/\n/.prefect/\n__pycache__/\n"
+IGNORED = "/out/\n/metrics/\n/durations/\n/finished.txt\n/report/\n/.scratch/\n/.prefect/\n__pycache__/\n"
 
 # step.py NAME TENTHS OUT INPUT...: TENTHS times a tenth of a second, and a checkpoint after each.
 STEP = """
 import json, os, pathlib, sys, time
 name, tenths, out, *inputs = sys.argv[1:]
 checkpoint = pathlib.Path(".scratch") / (name + ".txt")
-for path in (checkpoint, pathlib.Path(out), pathlib.Path("metrics/x")):
+duration = pathlib.Path("durations", out.removeprefix("out/") + ".json")
+for path in (checkpoint, pathlib.Path(out), pathlib.Path("metrics/x"), duration):
     path.parent.mkdir(parents=True, exist_ok=True)
 start = int(checkpoint.read_text()) if checkpoint.exists() else 0
 if start:
@@ -32,10 +33,21 @@ for tenth in range(start, int(tenths)):
 checkpoint.unlink(missing_ok=True)
 pathlib.Path(out).write_text(name + tenths + "".join(pathlib.Path(path).read_text() for path in inputs))
 pathlib.Path("metrics", name + ".json").write_text(json.dumps({"tenths": int(tenths), "nested": {"value": 0.5}}))
+duration.write_text(json.dumps({"wall_seconds": int(tenths) / 10, "resumed": start > 0}))
+with open("finished.txt", "a") as finished:
+    finished.write(name + "\\n")
 if name == "report":
     from PIL import Image
     Image.new("RGB", (8, 8), (200, 0, 0)).save("report/grid.png")
-    pathlib.Path("report/summary.json").write_text(json.dumps({"arms": {"a": {"mean": {"fd": 12.5}}}}))
+    summary = {"arms": {"a": {"mean": {"fd": 12.5}}}}
+    if pathlib.Path("answers.json").exists():
+        import yaml
+        seeds = yaml.safe_load(pathlib.Path("params.yaml").read_text())["experiment"]["seeds"]
+        answer = json.loads(pathlib.Path("answers.json").read_text()).get(str(len(seeds)), "cannot tell yet")
+        look = next((look for look in (3, 5, 8) if look > len(seeds)), None)
+        verdict = {"answer": answer, "headline": f"{answer}, by {len(seeds)} seeds", "next_look": look}
+        summary |= {"seeds": seeds, "verdict": verdict, "gates": []}
+    pathlib.Path("report/summary.json").write_text(json.dumps(summary))
 """
 
 DVC_YAML = """
@@ -65,13 +77,35 @@ stages:
     outs: [report]
     metrics: [metrics/report.json]
 """
+# The same with seeds, and a report whose verdict is read from answers.json by the number of seeds.
+STUDY_YAML = """
+stages:
+  shards:
+    cmd: python step.py shards 1 out/shards
+    deps: [step.py]
+    outs: [out/shards, durations/shards.json]
+    metrics: [metrics/shards.json]
+  stage1:
+    matrix: {arm: "${experiment.arms}", seed: "${experiment.seeds}"}
+    cmd: python step.py stage1-${item.arm}-${item.seed} ${stage1.warmup_steps} out/stage1/${item.arm}-${item.seed} out/shards
+    deps: [out/shards]
+    params: [stage1]
+    outs: ["out/stage1/${item.arm}-${item.seed}", "durations/stage1/${item.arm}-${item.seed}.json"]
+    metrics: ["metrics/stage1-${item.arm}-${item.seed}.json"]
+    meta: {slot: compute, retries: 1, retry_delay_seconds: 0}
+  report:
+    cmd: python step.py report 1 report/index.html
+    deps: [out/stage1, answers.json]
+    params: [experiment]
+    outs: [report]
+"""
 STAGES = ("shards", "stage1@a", "stage1@b", "prior@a", "prior@b", "report")
 
 
 class Toy(Clone):
     """One such project and what is done to it by hand."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, graph: str = DVC_YAML):
         super().__init__(folder)
         folder.mkdir(parents=True)
         shutil.copytree(PROJECT / "flows", folder / "flows", ignore=shutil.ignore_patterns("__pycache__"))
@@ -80,7 +114,7 @@ class Toy(Clone):
             (folder / name).parent.mkdir(exist_ok=True)
             shutil.copy(PROJECT / name, folder / name)
         (folder / "step.py").write_text(STEP)
-        (folder / "dvc.yaml").write_text(DVC_YAML)
+        (folder / "dvc.yaml").write_text(graph)
         (folder / ".gitignore").write_text(IGNORED)
         self.run("git", "init", "--quiet")
         self.dvc("init", "--quiet")

@@ -1,0 +1,113 @@
+"""params.yaml as commands write it: a preset in its place, or other seeds in it.
+
+``python -m flows.preset NAME``, run by ``make preset`` and ``make run PRESET=NAME``, makes a preset the parameters.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import yaml
+
+from errors import PipelineError, explain_os_error
+from flows.files import committed, write_whole
+from params import check
+
+PARAMS, PRESETS = "params.yaml", "presets"
+EDITED = (
+    "params.yaml has edits that neither git nor presets/ holds: keep them (git commit params.yaml, or cp params.yaml presets/mine.yaml) "
+    "or drop them (git checkout params.yaml)"
+)
+
+
+def take_preset(root: Path, name: str) -> None:
+    """Copy a preset over params.yaml, where that holds nothing that would be lost by it but experiment.seeds.
+
+    Raises:
+        PipelineError: there is no such preset, it does not fit here, or params.yaml has edits of the user's.
+    """
+    preset, target = _find(root, name), root / PARAMS
+    check(preset)
+    if target.exists():
+        kept = [*(path.read_text(errors="replace") for path in (root / PRESETS).glob("*.yaml")), committed(root, PARAMS)]
+        if _but_for_seeds(target.read_text(errors="replace")) not in map(_but_for_seeds, kept):
+            raise PipelineError(EDITED)
+    write_whole(target, preset.read_bytes())
+
+
+def is_preset(root: Path, name: str) -> bool:
+    """Whether params.yaml has a preset's values, experiment.seeds aside.
+
+    Raises:
+        PipelineError: there is no such preset.
+    """
+    preset, target = _find(root, name), root / PARAMS
+    return target.exists() and _but_for_seeds(target.read_text(errors="replace")) == _but_for_seeds(preset.read_text())
+
+
+def write_seeds(path: Path, num_seeds: int) -> None:
+    """Make experiment.seeds 0 to ``num_seeds - 1``; every other character of the file, comments too, stays as it is.
+
+    DVC's own way of changing a YAML file breaks long lines and writes lists another way, which git would show as edits.
+
+    Raises:
+        PipelineError: the list is not written out where it stands, but is an alias of another.
+    """
+    text, seeds = path.read_bytes().decode(), list(range(num_seeds))
+    wanted = yaml.safe_load(text)
+    if wanted["experiment"]["seeds"] == seeds:
+        return
+    wanted["experiment"]["seeds"] = seeds
+    key, value = _entry(_entry(yaml.compose(text, yaml.SafeLoader), "experiment")[1], "seeds")
+    # Where a list in block style ends, comments that follow it have been read already.
+    end = (value if value.flow_style else value.value[-1]).end_mark.index
+    changed = f"{text[: key.end_mark.index]}: {seeds}{text[end:]}"
+    try:
+        is_right = yaml.safe_load(changed) == wanted
+    except yaml.YAMLError:
+        is_right = False
+    if not is_right:
+        raise PipelineError(f"{path}: experiment.seeds: is no list of its own; write it out, as seeds: [0]")
+    write_whole(path, changed.encode())
+
+
+def _entry(mapping: yaml.MappingNode, name: str) -> tuple[yaml.Node, yaml.Node]:
+    return next((key, value) for key, value in mapping.value if key.value == name)
+
+
+def _find(root: Path, name: str) -> Path:
+    presets = {path.stem: path for path in sorted((root / PRESETS).glob("*.yaml"))}
+    if name not in presets:
+        raise PipelineError(f"no {PRESETS}/{name}.yaml; there are: {' '.join(presets)}")
+    return presets[name]
+
+
+def _but_for_seeds(text: str) -> object:
+    """The values of a parameters file without experiment.seeds; its text where it is no YAML."""
+    try:
+        tree = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError):
+        return text
+    if isinstance(tree, dict) and isinstance(tree.get("experiment"), dict):
+        tree["experiment"].pop("seeds", None)
+    return tree
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m flows.preset", description="Make a preset the parameters.")
+    parser.add_argument("name", metavar="NAME", help="a file of presets/, without .yaml")
+    try:
+        take_preset(Path("."), parser.parse_args().name)
+    except PipelineError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(f"error: {explain_os_error(error)}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
