@@ -32,7 +32,8 @@ def take_preset(root: Path, name: str) -> None:
     check(preset)
     if target.exists():
         kept = [*(path.read_text(errors="replace") for path in (root / PRESETS).glob("*.yaml")), committed(root, PARAMS)]
-        if _but_for_seeds(target.read_text(errors="replace")) not in map(_but_for_seeds, kept):
+        # By the text, as comments would be lost too.
+        if _without_seeds(target.read_text(errors="replace")) not in map(_without_seeds, kept):
             raise PipelineError(EDITED)
     write_whole(target, preset.read_bytes())
 
@@ -60,10 +61,7 @@ def write_seeds(path: Path, num_seeds: int) -> None:
     if wanted["experiment"]["seeds"] == seeds:
         return
     wanted["experiment"]["seeds"] = seeds
-    key, value = _entry(_entry(yaml.compose(text, yaml.SafeLoader), "experiment")[1], "seeds")
-    # Where a list in block style ends, comments that follow it have been read already.
-    end = (value if value.flow_style else value.value[-1]).end_mark.index
-    changed = f"{text[: key.end_mark.index]}: {seeds}{text[end:]}"
+    changed = _replace_seeds(text, seeds)
     try:
         is_right = yaml.safe_load(changed) == wanted
     except yaml.YAMLError:
@@ -71,6 +69,13 @@ def write_seeds(path: Path, num_seeds: int) -> None:
     if not is_right:
         raise PipelineError(f"{path}: experiment.seeds: is no list of its own; write it out, as seeds: [0]")
     write_whole(path, changed.encode())
+
+
+def _replace_seeds(text: str, seeds: list[int]) -> str:
+    key, value = _entry(_entry(yaml.compose(text, yaml.SafeLoader), "experiment")[1], "seeds")
+    # Where a list in block style ends, comments that follow it have been read already.
+    end = (value if value.flow_style else value.value[-1]).end_mark.index
+    return f"{text[: key.end_mark.index]}: {seeds}{text[end:]}"
 
 
 def _entry(mapping: yaml.MappingNode, name: str) -> tuple[yaml.Node, yaml.Node]:
@@ -82,6 +87,14 @@ def _find(root: Path, name: str) -> Path:
     if name not in presets:
         raise PipelineError(f"no {PRESETS}/{name}.yaml; there are: {' '.join(presets)}")
     return presets[name]
+
+
+def _without_seeds(text: str) -> str:
+    """The text of a parameters file with an empty experiment.seeds; as it is where it has none."""
+    try:
+        return _replace_seeds(text, [])
+    except (yaml.YAMLError, ValueError, RecursionError, AttributeError, IndexError, StopIteration):
+        return text
 
 
 def _but_for_seeds(text: str) -> object:

@@ -311,8 +311,10 @@ def test_seeds_that_a_study_has_written_are_no_edit(make_preset, tmp_path):
     write_seeds(params, 3)
     assert make_preset("smoke").returncode == 0
     write_seeds(params, 5)
-    params.write_text(params.read_text().replace("temperature: 1.0", "temperature: 0.9"))
-    assert make_preset("smoke").returncode != 0 and load_params(params).sample.temperature == 0.9
+    preset = params.read_text()
+    for edited in (preset.replace("temperature: 1.0", "temperature: 0.9"), f"# a note of mine\n{preset}"):
+        params.write_text(edited)
+        assert make_preset("smoke").returncode != 0 and params.read_text() == edited
 
 
 @pytest.mark.parametrize(
