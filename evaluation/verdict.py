@@ -270,7 +270,7 @@ def _selection(answer: str, chosen: Comparison | None, comparisons: list[Compari
     names = ", ".join([summary["baseline"], chosen.arm, find_control(arms)])
     first = max(FIRST_FRESH_SEED, max(summary["seeds"]) + 1)
     return [
-        f"{chosen.arm} was chosen among {num_candidates} arms on these very seeds, so its ratio flatters: confirm it with "
+        f"Of {num_candidates} arms {chosen.arm} was chosen on these very seeds, so its ratio flatters: confirm it with "
         f"experiment.arms [{names}] and experiment.seeds {list(range(first, first + 5))}."
     ]
 

@@ -198,7 +198,7 @@ def test_the_weakest_departure_within_a_standard_error_of_the_best_is_recommende
 def test_an_arm_chosen_among_several_is_to_be_confirmed_on_other_seeds():
     certainty = concluded({"dae": 0.70, "dae_dropout": 0.80}, 8)["verdict"]["certainty"]
     assert (
-        "dae was chosen among 2 arms on these very seeds, so its ratio flatters: confirm it with "
+        "Of 2 arms dae was chosen on these very seeds, so its ratio flatters: confirm it with "
         "experiment.arms [baseline, dae, continued] and experiment.seeds [100, 101, 102, 103, 104]."
     ) in certainty
     for ratios in ({"dae": 0.7}, {"dae": 1.3, "dae_dropout": 1.3}):  # no choice; none chosen
