@@ -1,18 +1,20 @@
 """When the question can be answered at all: four conditions on the baseline and a control, and what to raise where one fails.
 
 An autoencoder that is still learning, a decoder that decoupling has halved the training of, samples that the autoencoder or nobody has
-learnt to make: each hides what a simpler latent is worth. A failed gate says so; it never says that decoupling does not pay.
+learnt to make: each hides what a simpler latent is worth. A gate that fails or was not measured says so; it never says that decoupling
+does not pay.
 """
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 
+from evaluation.arms import find_control
 from sections import Gates
 
 ADD_CONTROL = (
     "add a control to experiment.arms: an arm with the full decoder, no dropout and no noise whose encoder is frozen before the baseline's "
-    "steps are over, such as continued"
+    "steps are over, such as refit"
 )
 
 
@@ -96,22 +98,6 @@ def check_gates(summary: dict, arms: dict[str, dict], thresholds: Gates) -> list
         ),
     ]
     return [asdict(gate) for gate in gates]
-
-
-def find_control(arms: dict[str, dict]) -> str | None:
-    """The first arm that is decoupled without being weakened; known by its settings, as names are the user's.
-
-    Its encoder learns with the full decoder, without dropout or noise, for fewer steps than the first arm's, and is then frozen while
-    a decoder learns, again without noise.
-    """
-    baseline, *others = arms
-    for arm in others:
-        stage1, stage2 = arms[arm]["stage1"], arms[arm]["stage2"]
-        is_full = stage1["channels_multiplier"] == 1 and not stage1["dropout"] and not stage1["bottleneck"]
-        is_clean = not stage1["latent_noise"] and not stage2["latent_noise"]
-        if is_full and is_clean and stage2["num_steps"] > 0 and stage1["num_steps"] < arms[baseline]["stage1"]["num_steps"]:
-            return arm
-    return None
 
 
 def _gate(name: str, asks: str, value: float | None, limit: tuple[str, float], words: tuple[str, str, str]) -> Gate:

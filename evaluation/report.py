@@ -71,7 +71,7 @@ def render(title: str, summary: dict, durations: list[dict], curves: Path, grids
 
     Args:
         title: its heading.
-        summary: what ``evaluation.summary.collect`` returned.
+        summary: what ``evaluation.summary.collect`` returned, and ``evaluation.verdict.conclude`` has added.
         durations: what ``evaluation.summary.read_durations`` returned.
         curves: the folder of curves, ``<stage>/<arm>-<seed>.csv``.
         grids: the folder of grids, ``<arm>-<seed>/<kind>.png``.
@@ -95,6 +95,7 @@ def render(title: str, summary: dict, durations: list[dict], curves: Path, grids
         chart=_distance_chart(summary),
         gates=[_gate_view(gate) for gate in summary["gates"]],
         comparisons=[_comparison_view(row) for row in summary["comparisons"]],
+        attribution=[_ratio_view(row) for row in summary["attribution"]],
         looks=" and ".join(", ".join(map(str, LOOKS)).rsplit(", ", 1)),
         quality=_table(summary, quality, with_floor=True),
         others=_table(summary, [name for name in names if name not in quality], with_floor=False),
@@ -136,7 +137,7 @@ def format_count(count: float) -> str:
 
 def format_interval(row: dict) -> str:
     """The 95 % interval of a ratio, or a dash where two seeds or fewer give none worth showing."""
-    return "–" if row["num_seeds"] < min(LOOKS) else f"{row['low']:.3f} to {row['high']:.3f}"
+    return "–" if row["low"] is None else f"{row['low']:.3f} to {row['high']:.3f}"
 
 
 def flatten_parameters(tree, prefix: str = "") -> list[tuple[str, str]]:
@@ -354,17 +355,20 @@ def _comparison_view(row: dict) -> dict:
         judge | {"label": describe(judge["metric"]).full_label, "interval_text": format_interval(judge), "tone": TONES[judge["opinion"]]}
         for judge in row["judges"]
     ]
-    p = "–" if row["num_seeds"] < min(LOOKS) else f"{row['p']:.3f}" if row["p"] >= 0.001 else "< 0.001"
-    return row | {"judges": judges, "interval_text": format_interval(row), "p_text": p, "tone": TONES[row["decision"]]}
+    return _ratio_view(row) | {"judges": judges, "tone": TONES[row["decision"]]}
+
+
+def _ratio_view(row: dict) -> dict:
+    """A ratio's numbers as text."""
+    p = "–" if row["p"] is None else f"{row['p']:.3f}" if row["p"] >= 0.001 else "< 0.001"
+    return row | {"ratio_text": f"{row['ratio']:.3f}", "interval_text": format_interval(row), "p_text": p}
 
 
 def _expectation_view(row: dict) -> dict:
     places = decimals([row["mean"], row["baseline_mean"]])
-    return row | {
+    return _ratio_view(row) | {
         "claim": f"{SECTION_LABELS[row['section']]} {'are' if row['section'] == 'samples' else 'is'} {row['expected']} than the baseline's",
         "values": f"{row['mean']:.{places}f} against {row['baseline_mean']:.{places}f}",
-        "ratio_text": f"{row['ratio']:.3f}",
-        "interval_text": format_interval(row),
         "tone": TONES[row["verdict"]],
     }
 

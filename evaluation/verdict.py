@@ -1,23 +1,25 @@
-"""The answer: decouple (and how weakly), do not, cannot tell yet (how many more seeds), or not testable at this budget (what to raise).
+"""The answer: decouple (and how weakly), do not, cannot tell yet (how many more seeds), not testable (what to raise or to add), judges
+disagree, no verdict (one or two seeds), or nothing to decide.
 
 It rests on the Fréchet distance of samples, paired by seed and decided at the looks of evaluation/statistics.py; on the gates of
-evaluation/gates.py, without which a difference means nothing; and on further judges, which do without the distance's network.
+evaluation/gates.py, each of which has to be passed, as a difference means nothing otherwise; and on further judges, which do without the
+distance's network: where there are any, none may disagree, and one has to agree with a difference.
 Means and standard deviations over seeds are shown elsewhere, and decide nothing.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
+from evaluation.arms import departure, find_causes, find_control, is_candidate
 from evaluation.budget import count_budgets, describe_budgets
 from evaluation.gates import check_gates
-from evaluation.statistics import LOOKS, Paired, decide, log_ratios, next_look, num_more_seeds, pair, worth
+from evaluation.statistics import FIRST_LOOK, LAST_LOOK, Paired, as_ratio, decide, next_look, num_more_seeds, pair_runs, worth
 from evaluation.summary import EXPECTATIONS, decimals, describe, format_duration
 from sections import Gates
 
 JUDGES = ("samples.swd_laplacian", "samples.factor_tv")  # beside the distance; smaller is better; each is heard where it was measured
-MAX_LOG = 700.0  # whose exponential is still a number: two odd seeds make any interval
+FIRST_FRESH_SEED = 100  # of those that confirm an arm: none that chose it
 
 
 @dataclass(frozen=True)
@@ -58,11 +60,13 @@ def conclude(summary: dict, arms: dict[str, dict], thresholds: Gates, durations:
         durations: what ``evaluation.summary.read_durations`` returned, for what another seed costs.
 
     Returns:
-        ``{"gates", "budgets", "comparisons", "expectations", "verdict"}``, to be put into the summary.
+        ``{"gates", "budgets", "comparisons", "attribution", "expectations", "verdict"}``, to be put into the summary. Every
+        ``num_more_seeds`` is 0 where a gate stands in the way, so that more seeds would not help.
     """
     gates, budgets = check_gates(summary, arms, thresholds), count_budgets(summary, arms)
     comparisons = compare(summary, arms)
     answer, chosen = _answer(comparisons, gates, arms, len(summary["seeds"]))
+    more_helps = answer != "not testable" and not _in_state(gates, "failed")
     seconds = sum(row["wall_seconds"] for row in durations if row["run"]) / len(summary["seeds"])
     verdict = {
         "answer": answer,
@@ -71,21 +75,33 @@ def conclude(summary: dict, arms: dict[str, dict], thresholds: Gates, durations:
         "outcomes": {comparison.arm: comparison.decision for comparison in comparisons},
         "worth": worth(len(summary["seeds"])),
         "next_look": next_look(len(summary["seeds"])),
-        "num_more_seeds": chosen.num_more_seeds if chosen else 0,
+        "is_testable": _is_testable(gates),
+        "num_more_seeds": chosen.num_more_seeds if chosen and more_helps else 0,
         "seconds_per_seed": seconds,
         "paragraphs": [_explain(one, summary) for one in comparisons],
-        "certainty": f"{_certainty(answer, gates, summary, seconds)} {describe_budgets(budgets)}",
+        "certainty": " ".join(
+            [
+                *_certainty(answer, gates, summary, seconds if more_helps else None),
+                *_selection(answer, chosen, comparisons, summary, arms),
+                describe_budgets(budgets),
+            ]
+        ),
     }
-    expectations = [row for comparison in comparisons for row in _expectations(comparison.arm, summary)]
-    rows = [_row(one, summary) for one in comparisons]
-    return {"gates": gates, "budgets": budgets, "comparisons": rows, "expectations": expectations, "verdict": verdict}
+    return {
+        "gates": gates,
+        "budgets": budgets,
+        "comparisons": [_row(one, summary, more_helps) for one in comparisons],
+        "attribution": _attribution(summary, arms),
+        "expectations": [row for one in comparisons if one.is_candidate for row in _expectations(one.arm, summary)],
+        "verdict": verdict,
+    }
 
 
 def compare(summary: dict, arms: dict[str, dict]) -> list[Comparison]:
     """Compare every further arm's samples with the baseline's; decided by Holm's procedure over the candidates, the rest one by one."""
     key, others = f"samples.{summary['distance']}", summary["arm_names"][1:]
     paired = {arm: _pair(summary, arm, key) for arm in others}
-    candidates = [arm for arm in others if arms[arm]["stage2"]["num_steps"] > 0 and any(departure(arms[arm]))]
+    candidates = [arm for arm in others if is_candidate(arms[arm])]
     decisions = decide({arm: paired[arm] for arm in candidates})
     for arm in others:
         decisions |= {} if arm in candidates else decide({arm: paired[arm]})
@@ -95,21 +111,8 @@ def compare(summary: dict, arms: dict[str, dict]) -> list[Comparison]:
     ]
 
 
-def departure(arm: dict) -> tuple[float, float, float, float]:
-    """How far an arm departs from the full, undisturbed decoder: what to order arms by, the weakest departure first.
-
-    Arms are ordered by the width that the auxiliary decoder lacks; among equals by its dropout; then by the strength of noise in stage 1,
-    then in stage 2. So any noise departs less than any dropout, and any dropout less than any narrowing. Zero throughout: none.
-    """
-    stage1, stage2 = arm["stage1"], arm["stage2"]
-    strengths = [stage["latent_noise"]["strength"] if stage["latent_noise"] else 0.0 for stage in (stage1, stage2)]
-    return 1 - stage1["channels_multiplier"], stage1["dropout"], strengths[0], strengths[1]
-
-
-def _pair(summary: dict, arm: str, key: str) -> Paired | None:
-    values = [[summary["arms"][one]["runs"][str(seed)].get(key) for seed in summary["seeds"]] for one in (arm, summary["baseline"])]
-    differences = None if None in values[0] + values[1] else log_ratios(*values)
-    return pair(differences) if differences else None
+def _pair(summary: dict, arm: str, key: str, control: str | None = None) -> Paired | None:
+    return pair_runs(summary["arms"][arm]["runs"], summary["arms"][control or summary["baseline"]]["runs"], key)
 
 
 def _side(paired: Paired, decision: str) -> int:
@@ -130,7 +133,8 @@ def _judge(summary: dict, arm: str, side: int) -> dict[str, tuple[Paired, str]]:
 def _answer(comparisons: list[Comparison], gates: list[dict], arms: dict, num_seeds: int) -> tuple[str, Comparison | None]:
     """The answer, and the comparison that it is told by: the recommended arm's, or the best candidate's.
 
-    Of the arms that are better, the weakest departure within one standard error of the best is recommended.
+    A gate that was not measured may be one that fails: it stands in the way of an answer just so. Of the arms that are better, the
+    weakest departure within one standard error of the best is recommended.
     """
     candidates = [comparison for comparison in comparisons if comparison.is_candidate]
     if not candidates:
@@ -138,9 +142,9 @@ def _answer(comparisons: list[Comparison], gates: list[dict], arms: dict, num_se
     best = min(candidates, key=lambda one: one.paired.mean)
     better = [one for one in candidates if one.decision == "better"]
     supported = [one for one in better if one.is_supported]
-    if num_seeds < min(LOOKS):
+    if num_seeds < FIRST_LOOK:
         return "no verdict", best
-    if any(gate["state"] == "failed" for gate in gates):
+    if not _is_testable(gates):
         return "not testable", best
     if supported:
         best = min(supported, key=lambda one: one.paired.mean)
@@ -163,29 +167,55 @@ def _headline(answer: str, chosen: Comparison | None, gates: list[dict], summary
     told = f"the {describe(summary['distance']).label} of {chosen.arm}'s samples is {_interval(chosen.paired, baseline)}"
     if answer == "no verdict":
         start = f"No verdict: {'one seed gives' if num_seeds == 1 else f'{num_seeds} seeds give'} none"
-        if any(gate["state"] == "failed" for gate in gates):
+        if _in_state(gates, "failed"):
             return f"{start}, and at this budget more would not either: {_raise_this(gates)}."
-        return f"{start}; {_cost(chosen.num_more_seeds, seconds)} to the first look; so far {told}."
+        # what a control may be is told beside the gate
+        first = "".join(f", and first {gate['advice'].partition(':')[0]}" for gate in _in_state(gates, "not measured")[:1])
+        return f"{start}; {_cost(chosen.num_more_seeds, seconds)} to the first look{first}; so far {told}."
     if answer == "judges disagree":
-        against = [describe(metric).label for metric, (_, opinion) in chosen.judges.items() if opinion == "disagrees"]
-        labels = " and ".join(against or [describe(metric).label for metric in chosen.judges])
-        return f"The judges disagree: {told}, but it is {'the other way round' if against else 'not confirmed'} by {labels}."
-    return {
-        "not testable": f"Not testable at this budget: {_raise_this(gates)}.",
-        "decouple": f"Decouple, as weakly as {chosen.arm}: {told}.",
-        "do not": f"Do not decouple: {told}{', no difference that matters' if chosen.decision == 'no difference' else ''}.",
-        "cannot tell yet": f"Cannot tell yet: it takes about {_cost(chosen.num_more_seeds, seconds)}; so far {told}.",
-    }[answer]
+        return f"The judges disagree: {told}, {_disagreement(chosen)}."
+    if answer == "cannot tell yet":
+        return f"Cannot tell {_until_told(chosen, seconds)}; so far {told}."
+    if answer == "not testable":
+        return f"Not testable {'at this budget' if _in_state(gates, 'failed') else 'yet'}: {_raise_this(gates)}."
+    if answer == "decouple":
+        return f"Decouple, as weakly as {chosen.arm}: {told}."
+    return f"Do not decouple: {told}{', no difference that matters' if chosen.decision == 'no difference' else ''}."
+
+
+def _disagreement(chosen: Comparison) -> str:
+    against = [describe(metric).label for metric, (_, opinion) in chosen.judges.items() if opinion == "disagrees"]
+    labels = " and ".join(against or [describe(metric).label for metric in chosen.judges])
+    if chosen.decision == "no difference":
+        return f"no difference that matters, but {labels} tell{'s' if len(against) == 1 else ''} one"
+    return f"but it is {'the other way round' if against else 'not confirmed'} by {labels}"
+
+
+def _until_told(chosen: Comparison, seconds: float) -> str:
+    """``yet: it takes about 3 more seeds (about 2 h 00 min for all arms)``, or that no number of seeds will do."""
+    if not chosen.num_more_seeds:
+        return f"any more: nothing is decided beyond {LAST_LOOK} seeds"
+    is_late = chosen.paired.num_seeds + chosen.num_more_seeds > LAST_LOOK
+    beyond = f", and nothing is decided beyond {LAST_LOOK}" if is_late else ""
+    return f"yet: it takes about {_cost(chosen.num_more_seeds, seconds)}{beyond}"
+
+
+def _in_state(gates: list[dict], state: str) -> list[dict]:
+    return [gate for gate in gates if gate["state"] == state]
+
+
+def _is_testable(gates: list[dict]) -> bool:
+    return len(_in_state(gates, "passed")) == len(gates)
 
 
 def _raise_this(gates: list[dict]) -> str:
-    """What to do about the first gate that fails, with its value, and which others fail."""
-    failed = [gate for gate in gates if gate["state"] == "failed"]
-    if not failed:
-        return ""
-    also = _names(failed[1:])
-    measured = f"{failed[0]['value']:.3g}, {failed[0]['bound']} {failed[0]['threshold']:g} asked"
-    return f"{failed[0]['advice']} (“{failed[0]['name']}” fails: {measured}{'; so do: ' if also else ''}{also})"
+    """What to do about the first gate that fails, with its value, or else about the first not measured; and which others are like it."""
+    failed, unmeasured = _in_state(gates, "failed"), _in_state(gates, "not measured")
+    if failed:
+        also = _names(failed[1:])
+        measured = f"{failed[0]['value']:.3g}, {failed[0]['bound']} {failed[0]['threshold']:g} asked"
+        return f"{failed[0]['advice']} (“{failed[0]['name']}” fails: {measured}{'; so do: ' if also else ''}{also})"
+    return f"{unmeasured[0]['advice']} (not measured: {_names(unmeasured)})"
 
 
 def _names(gates: list[dict]) -> str:
@@ -194,9 +224,9 @@ def _names(gates: list[dict]) -> str:
 
 def _interval(paired: Paired, baseline: str) -> str:
     """``0.862 times baseline's (95 % interval 0.801 to 0.924, 5 seeds)``; with one or two seeds without what is in brackets."""
-    tree = _ratio(paired)
+    tree = as_ratio(paired)
     text = f"{tree['ratio']:.3f} times {baseline}'s"
-    if paired.num_seeds < min(LOOKS):
+    if tree["low"] is None:
         return text
     return f"{text} (95 % interval {tree['low']:.3f} to {tree['high']:.3f}, {paired.num_seeds} seeds)"
 
@@ -217,41 +247,54 @@ def _explain(comparison: Comparison, summary: dict) -> str:
     return f"{text} (means; lower is better): {comparison.decision}."
 
 
-def _certainty(answer: str, gates: list[dict], summary: dict, seconds: float) -> str:
-    """What the answer rests on: seeds, the next look, what was not measured, the floor."""
+def _certainty(answer: str, gates: list[dict], summary: dict, seconds: float | None) -> list[str]:
+    """What the answer rests on: seeds, the next look, what was not measured, the floor. ``seconds`` of a seed; None: no more would help."""
     num_seeds, floor = len(summary["seeds"]), summary["floor"].get(summary["distance"])
     sentences = [f"What {num_seeds} seed{'s are' if num_seeds > 1 else ' is'} good for: {worth(num_seeds)}."]
-    look, unmeasured = next_look(num_seeds), _names([gate for gate in gates if gate["state"] == "not measured"])
-    if look and answer in ("no verdict", "cannot tell yet"):
+    look, unmeasured = next_look(num_seeds), _names(_in_state(gates, "not measured"))
+    if look and seconds is not None and answer in ("no verdict", "cannot tell yet"):
         sentences.append(f"The next look is at {look} seeds: {_cost(look - num_seeds, seconds)}.")
     if unmeasured:
         sentences.append(f"Not measured: {unmeasured}.")
     if floor is not None:
         places = decimals(tree["mean"][f"samples.{summary['distance']}"] for tree in summary["arms"].values())
         sentences.append(f"The floor, {floor:.{places}f}, is what real training images score against the same reference.")
-    return " ".join(sentences)
+    return sentences
 
 
-def _row(comparison: Comparison, summary: dict) -> dict:
+def _selection(answer: str, chosen: Comparison | None, comparisons: list[Comparison], summary: dict, arms: dict) -> list[str]:
+    """That an arm chosen among several is flattered by the seeds that chose it, and what would confirm it; the gates need their control."""
+    num_candidates = sum(one.is_candidate for one in comparisons)
+    if answer != "decouple" or num_candidates < 2:
+        return []
+    names = ", ".join([summary["baseline"], chosen.arm, find_control(arms)])
+    first = max(FIRST_FRESH_SEED, max(summary["seeds"]) + 1)
+    return [
+        f"Of {num_candidates} arms {chosen.arm} was chosen on these very seeds, so its ratio flatters: confirm it with "
+        f"experiment.arms [{names}] and experiment.seeds {list(range(first, first + 5))}."
+    ]
+
+
+def _attribution(summary: dict, arms: dict[str, dict]) -> list[dict]:
+    """Samples of arms against those of controls that differ by one cause. No decision rests on it."""
+    rows = []
+    for arm, control, cause in find_causes(arms):
+        ratio = as_ratio(_pair(summary, arm, f"samples.{summary['distance']}", control))
+        rows.append({"arm": arm, "control": control, "asks": cause, **ratio})
+    return rows
+
+
+def _row(comparison: Comparison, summary: dict, more_helps: bool) -> dict:
     """A comparison as plain JSON."""
     return {
         "arm": comparison.arm,
         "is_candidate": comparison.is_candidate,
         "metric": f"samples.{summary['distance']}",
-        **_ratio(comparison.paired),
-        "p": comparison.paired.p,
+        **as_ratio(comparison.paired),
         "decision": comparison.decision,
-        "num_more_seeds": comparison.num_more_seeds,
-        "judges": [{"metric": name, **_ratio(paired), "opinion": opinion} for name, (paired, opinion) in comparison.judges.items()],
+        "num_more_seeds": comparison.num_more_seeds if more_helps else 0,
+        "judges": [{"metric": name, **as_ratio(paired), "opinion": opinion} for name, (paired, opinion) in comparison.judges.items()],
     }
-
-
-def _ratio(paired: Paired) -> dict:
-    """Geometric mean of the ratios, its 95 % interval, null with one seed, and the number of seeds."""
-    low, high = paired.interval or (None, None)
-    logs = {"ratio": paired.mean, "low": low, "high": high}
-    ratios = {name: None if log is None else math.exp(min(log, MAX_LOG)) for name, log in logs.items()}
-    return ratios | {"num_seeds": paired.num_seeds}
 
 
 def _expectations(arm: str, summary: dict) -> list[dict]:
@@ -273,7 +316,7 @@ def _expectations(arm: str, summary: dict) -> list[dict]:
                 "verdict": verdict,
                 "baseline_mean": baseline_mean,
                 "mean": mean,
-                **_ratio(paired),
+                **as_ratio(paired),
                 "gap_closed": _gap_closed(baseline_mean, mean, summary["floor"].get(summary["distance"])),
             }
         )

@@ -16,7 +16,7 @@ from flows.graph import Node
 
 MAX_PREVIEW_PIXELS = 1024  # along a side; data URLs go into Prefect's database
 SUMMARY = "report/summary.json"
-COMPARED = ("arm", "ratio", "low", "high", "p", "num_seeds", "decision", "num_more_seeds")
+RATIO = ("ratio", "low", "high", "p", "num_seeds")
 
 
 @dataclass(frozen=True)
@@ -69,13 +69,20 @@ def _data_url(path: Path) -> str:
 
 
 def report_in_short(summary: dict, root: Path) -> str:
-    """Markdown of a summary: the answer, the gates and the comparisons behind it, and the means of every metric.
+    """Markdown of a summary: the answer, the gates, comparisons and judges behind it, what does it, and the means of every metric.
 
     A summary that an earlier version has left, where the report could not be made anew, has the last only.
     """
     lines = _answer(summary)
-    compared = [[row[name] for name in COMPARED] for row in summary.get("comparisons", [])]
-    lines += _table([name.replace("_", " ") for name in COMPARED], compared)
+    compared, heads = summary.get("comparisons", []), [name.replace("_", " ") for name in RATIO]
+    lines += _table(
+        ["arm", *heads, "decision", "num more seeds"],
+        [[row["arm"], *_ratio(row), row["decision"], row["num_more_seeds"] or None] for row in compared],
+    )
+    judged = [[row["arm"], judge["metric"], *_ratio(judge), judge["opinion"]] for row in compared for judge in row["judges"]]
+    lines += _table(["arm", "judge", *heads, "opinion"], judged)
+    causes = [[row["arm"], row["control"], row["asks"], *_ratio(row)] for row in summary.get("attribution", [])]
+    lines += _table(["arm", "against", "shows", *heads], causes)
     arms = summary["arms"]
     names = list(dict.fromkeys(name for arm in arms.values() for name in arm["mean"]))
     lines += _table(["mean over seeds", *arms], [[name, *(arm["mean"].get(name) for arm in arms.values())] for name in names])
@@ -95,6 +102,10 @@ def _answer(summary: dict) -> list[str]:
         for gate in summary.get("gates", [])
     ]
     return lines + _table(["gate", "measured", "asked", "state", "what to do"], gates)
+
+
+def _ratio(row: dict) -> list:
+    return [row.get(name) for name in RATIO]
 
 
 def _table(heads: list[str], rows: list[list]) -> list[str]:

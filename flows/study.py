@@ -37,7 +37,8 @@ from params import check
 
 LOCK = ".scratch/study.lock"
 STUDIES = "studies"
-MAX_SEEDS = 8  # the last look
+MAX_SEEDS = 32  # the last look
+DEFAULT_SEEDS = 8  # a study's worth; beyond it, chance has more of a say
 SLOT = "compute"
 ANSWERS = ("decouple", "do not", "nothing to decide")  # which more seeds would not change
 PACKAGES = ("torch", "prefect", "dvc", "ray", "torch-fidelity", "pyarrow", "webdataset")
@@ -47,10 +48,10 @@ WRITTEN = (PARAMS, "dvc.lock", STUDIES)  # by any study
 @flow(name="study", persist_result=False)
 def study(
     preset: str | None = None,
-    max_seeds: Annotated[int, Field(ge=1, le=MAX_SEEDS)] = MAX_SEEDS,
+    max_seeds: Annotated[int, Field(ge=1, le=MAX_SEEDS)] = DEFAULT_SEEDS,
     slots: dict[str, PositiveInt] = {SLOT: 1},  # noqa: B006  a form shows it, and nothing changes it
 ) -> State:
-    """Answer the experiment's question: one seed, whose gates may end it, then 3, 5 and 8 until the verdict is there.
+    """Answer the experiment's question: one seed, whose gates may end it, then as many as the verdict's looks are at, until it is there.
 
     It works in the project's folder as ``make run`` does, writes experiment.seeds into params.yaml, and leaves the answer in studies/.
 
@@ -129,9 +130,9 @@ def _run_round(num_seeds: int, slots: dict[str, int], log) -> dict:
 def stopped_because(summary: dict, max_seeds: int) -> str | None:
     """Why a study ends with this report; None when it goes on to the next look."""
     verdict = summary["verdict"]
-    failed = [gate["name"] for gate in summary["gates"] if gate["state"] == "failed"]
-    if failed:
-        return f"not testable at this budget, as more seeds mend no gate ({', '.join(failed)})"
+    if not verdict["is_testable"]:
+        closed = [f"{gate['name']}: {gate['state']}" for gate in summary["gates"] if gate["state"] != "passed"]
+        return f"not testable, as more seeds mend no gate ({', '.join(closed)})"
     if verdict["answer"] in ANSWERS:
         return f"the answer is there ({verdict['answer']})"
     if verdict["next_look"] is None:
@@ -183,7 +184,14 @@ def _slot(text: str) -> tuple[str, int]:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m flows.study", description=__doc__.splitlines()[0])
     parser.add_argument("--preset", metavar="NAME", help="make this file of presets/ the parameters first; none: params.yaml as it is")
-    parser.add_argument("--max-seeds", type=int, choices=range(1, MAX_SEEDS + 1), default=MAX_SEEDS, help="no round has more")
+    parser.add_argument(
+        "--max-seeds",
+        type=int,
+        choices=range(1, MAX_SEEDS + 1),
+        metavar="NUMBER",
+        default=DEFAULT_SEEDS,
+        help=f"no round has more; {MAX_SEEDS} at most",
+    )
     parser.add_argument("--slots", type=_slot, action="append", metavar="NAME=NUMBER", help=f"how many stages run at once: {SLOT}=2")
     arguments = vars(parser.parse_args())
     arguments["slots"] = dict(arguments["slots"] or [(SLOT, 1)])

@@ -32,6 +32,7 @@ PROTOCOL = {
 }
 # arm -> distance after stage 1, after stage 2, of samples: as the paper has it
 AS_IN_THE_PAPER = {"baseline": (33.0, 33.0, 61.0), "dae": (41.0, 29.0, 52.0)}
+CONTROL = {"continued": (34.0, 34.0, 60.0)}  # with which all gates are passed
 FLOOR = 11.0
 GATES = Gates(max_unconverged=0.1, max_decoupling_tax=1.1, min_prior_share=0.5, min_precision=0.1)
 SECTIONS = ("reconstruction_stage1", "reconstruction_stage2", "samples")

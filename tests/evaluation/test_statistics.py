@@ -8,15 +8,16 @@ import pytest
 from scipy import stats
 
 from evaluation.statistics import (
+    LAST_LOOK,
     LOOKS,
     MARGIN,
     Paired,
+    as_ratio,
     decide,
     log_ratios,
     next_look,
     num_more_seeds,
     pair,
-    stopping_p,
     two_sided_p,
     upper_std,
     worth,
@@ -30,12 +31,13 @@ def standard_normal() -> np.ndarray:
     return np.random.default_rng(0).standard_normal((NUM_TRIALS, max(LOOKS)))
 
 
-def share_stopped(effect: float) -> float:
-    """Share of simulated studies, of an effect in standard deviations of d, that stop with a difference at one of the looks."""
-    d = standard_normal() + effect
+def share_stopped(effect: float, last: int = 8) -> float:
+    """Share of simulated studies, of an effect in standard deviations of d, that stop with a difference at a look up to the last."""
+    d = standard_normal()[:, :last] + effect
     stopped = np.zeros(NUM_TRIALS, dtype=bool)
     for look, limit in LOOKS.items():
-        stopped |= two_sided_p(d[:, :look].mean(1), d[:, :look].std(1, ddof=1), look) < limit
+        if look <= last:
+            stopped |= two_sided_p(d[:, :look].mean(1), d[:, :look].std(1, ddof=1), look) < limit
     return stopped.mean()
 
 
@@ -45,15 +47,22 @@ def test_false_alarms_and_power_over_all_looks(effect, share):
     assert share_stopped(effect) == pytest.approx(share, abs=4 * math.sqrt(share * (1 - share) / NUM_TRIALS) + rounding)
 
 
+def test_who_goes_on_to_the_last_look_has_hardly_more_false_alarms():
+    assert share_stopped(0.0, LAST_LOOK) == pytest.approx(0.0539, abs=4 * math.sqrt(0.0539 * 0.9461 / NUM_TRIALS))
+
+
 def test_false_alarms_over_several_arms():
     """Of three arms that all equal the baseline, hence compared with the very same runs, one is told apart in 5 of 100 studies at most."""
-    baseline, *arms = np.random.default_rng(3).standard_normal((4, NUM_TRIALS // 4, max(LOOKS)))
-    stopped = np.zeros(NUM_TRIALS // 4, dtype=bool)
-    for look, limit in LOOKS.items():
-        d = [arm[:, :look] - baseline[:, :look] for arm in arms]
-        smallest = np.minimum.reduce([two_sided_p(one.mean(1), one.std(1, ddof=1), look) for one in d])
-        stopped |= smallest < limit / len(arms)  # Holm's first step: without it no arm is told apart
-    assert 0.03 < stopped.mean() < 0.0504 + 4 * math.sqrt(0.05 * 0.95 / stopped.size)
+    num_trials = 5_000
+    baseline, *arms = np.random.default_rng(3).standard_normal((4, num_trials, LAST_LOOK))
+    differences = np.stack([arm - baseline for arm in arms])
+
+    def is_told_apart(trial: int) -> bool:
+        d = differences[:, trial]
+        at_looks = ({str(arm): Paired(look, d[arm, :look].mean(), d[arm, :look].std(ddof=1)) for arm in range(3)} for look in LOOKS)
+        return any(decision in ("better", "worse") for family in at_looks for decision in decide(family).values())
+
+    assert 0.03 < np.mean([is_told_apart(trial) for trial in range(num_trials)]) < 0.0539 + 4 * math.sqrt(0.05 * 0.95 / num_trials)
 
 
 def test_one_study_is_decided_as_all_of_them_are():
@@ -79,13 +88,13 @@ def test_interval_and_p_are_those_of_students_t(num_seeds, half_width):
     assert (paired.interval[1] - paired.mean) / paired.std == pytest.approx(half_width, abs=0.005)
 
 
-def test_nothing_is_decided_between_looks_and_the_last_looks_p_holds_beyond_it():
-    assert [stopping_p(number) for number in (1, 2, 4, 6, 7)] == [None] * 5
-    assert [next_look(number) for number in (1, 2, 3, 4, 5, 7, 8, 11)] == [3, 3, 5, 5, 8, 8, None, None]
-    for number in (1, 2, 4, 6, 7):
+def test_nothing_is_decided_between_looks_and_beyond_the_last():
+    looks = [next_look(number) for number in (1, 2, 3, 4, 5, 7, 8, 11, 16, 31, 32, 40)]
+    assert looks == [3, 3, 5, 5, 8, 8, 16, 16, 32, 32, None, None]
+    for number in (1, 2, 4, 6, 7, 9, 15, 17, 33, 100):
         assert decide({"arm": Paired(number, -1.0, None if number == 1 else 1e-6)}) == {"arm": "undecided"}
-    assert stopping_p(9) == stopping_p(8) == 0.04
-    assert decide({"arm": Paired(20, -0.5, 0.1)}) == {"arm": "better"}
+    for number in LOOKS:
+        assert decide({"arm": Paired(number, -0.5, 0.001)}) == {"arm": "better"}
 
 
 def test_a_difference_of_less_than_5_percent_does_not_matter():
@@ -112,13 +121,15 @@ def test_more_seeds_are_planned_with_an_upper_limit_of_the_deviation(num_seeds, 
 
 def test_how_many_more_seeds():
     assert num_more_seeds(Paired(1, 0.3, None)) == 2  # to the first look
+    assert num_more_seeds(Paired(2, 0.01, 0.3)) == 1  # likewise, since two seeds plan nothing
     assert num_more_seeds(Paired(3, 0.3, 0.01)) == 2  # to the next one, though the interval is narrow already
-    assert num_more_seeds(Paired(8, 0.0, 0.0)) == 1
-    for paired in (Paired(3, -0.2, 0.3), Paired(5, 0.01, 0.2), Paired(8, 0.1, 0.2), Paired(8, 1.0, 40.0)):
+    assert num_more_seeds(Paired(8, 0.0, 0.0)) == 8 and num_more_seeds(Paired(9, 0.0, 0.0)) == 7
+    assert num_more_seeds(Paired(32, 0.1, 0.2)) == num_more_seeds(Paired(40, 0.1, 0.2)) == 0  # none would do
+    for paired, look in ((Paired(3, -0.2, 0.3), None), (Paired(5, 0.1, 0.12), 16), (Paired(8, 0.1, 0.2), 32), (Paired(8, 1.0, 40.0), None)):
         needed = next(
             n for n in range(2, 20_000) if stats.t.ppf(0.975, n - 1) * upper_std(paired) / math.sqrt(n) <= max(abs(paired.mean), MARGIN)
         )
-        assert paired.num_seeds + num_more_seeds(paired) == needed > 8
+        assert paired.num_seeds + num_more_seeds(paired) == (look or needed) >= needed > 8
 
 
 def test_what_a_number_of_seeds_is_good_for():
@@ -140,3 +151,10 @@ def test_equal_runs_differ_in_nothing():
     one = pair([-0.1])
     assert (one.std, one.interval, one.p, one.excludes_zero) == (None, None, None, 0)
     assert pair([-0.1, -0.1]).excludes_zero == 0  # two seeds are no verdict, however alike
+
+
+def test_a_ratio_is_told_without_interval_and_p_below_the_first_look():
+    tree = as_ratio(Paired(2, math.log(0.8), 0.01))
+    assert tree == {"ratio": pytest.approx(0.8), "low": None, "high": None, "p": None, "num_seeds": 2}
+    tree = as_ratio(Paired(3, math.log(0.8), 0.01))
+    assert tree["low"] < 0.8 < tree["high"] and 0 < tree["p"] < 0.01

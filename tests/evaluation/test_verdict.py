@@ -7,7 +7,7 @@ from statistics import fmean
 import pytest
 
 from evaluation.summary import describe
-from evaluation.verdict import JUDGES, conclude, departure
+from evaluation.verdict import JUDGES, conclude
 from tests.evaluation.experiment import ARMS, FLOOR, GATES, waver
 
 SWD, FACTORS = JUDGES
@@ -15,23 +15,24 @@ HOUR = 3600.0
 COUNTED = ("operations", "images_seen", "steps", "adversarial_steps")
 
 
-def concluded(ratios: dict, num_seeds: int, noise=0.05, judges=(), precision=0.3, rfd=33.0) -> dict:
+def concluded(ratios: dict, num_seeds: int, noise=0.05, judges=(), precision=0.3, rfd=33.0, control=1.0) -> dict:
     """The conclusion of an experiment with two judges where ``judges`` has them.
 
     Args:
         ratios: arm -> geometric mean of its samples' distance over the baseline's.
         noise: standard deviation of the log ratios over the seeds.
-        judges: metric -> (arm -> ratio), measured with the same noise.
+        judges: metric -> (arm -> ratio), measured with the same noise; 1 for arms that are not there.
         rfd: of every arm.
+        control: ratio of the arm ``continued``, that the gates need; None: it is not run.
     """
-    runs = {}
+    runs, ratios = {}, ratios | ({} if control is None else {"continued": control})
     for arm, ratio in ({"baseline": 1.0} | ratios).items():
         runs[arm] = {}
         for seed in range(num_seeds):
             factor = math.exp(0.3 * seed + noise * waver(seed, num_seeds) * (arm != "baseline"))  # 0.3: what all arms share of a seed
             values = {f"reconstruction_{stage}.fid": rfd for stage in ("stage1", "stage2")}
             values |= {"samples.fid": 100 * ratio * factor, "samples.precision": precision}
-            values |= {key: 0.2 * (1.0 if arm == "baseline" else of[arm]) * factor for key, of in dict(judges).items()}
+            values |= {key: 0.2 * of.get(arm, 1.0) * factor for key, of in dict(judges).items()}
             runs[arm][str(seed)] = values | {f"training.{stage}.num_{name}": 750 for stage in ("stage1", "stage2") for name in COUNTED}
     means = {arm: {key: fmean(run[key] for run in seeds.values()) for key in seeds["0"]} for arm, seeds in runs.items()}
     summary = {
@@ -53,7 +54,7 @@ def answer(*arguments, **options) -> str:
 
 
 def test_a_better_arm_is_named_with_its_numbers():
-    conclusion = concluded({"dae": 0.8, "continued": 1.0}, 5)
+    conclusion = concluded({"dae": 0.8}, 5)
     [row, control] = conclusion["comparisons"]
     assert (row["decision"], row["is_candidate"], row["num_seeds"], row["num_more_seeds"]) == ("better", True, 5, 0)
     assert row["ratio"] == pytest.approx(0.8) and row["p"] < 0.01
@@ -76,35 +77,56 @@ def test_a_worse_arm_and_one_that_does_not_differ_are_no_reason_to_decouple():
     same = concluded({"dae": 0.99}, 8, noise=0.01)
     assert same["comparisons"][0]["decision"] == "no difference" and "no difference that matters" in same["verdict"]["headline"]
     assert answer({"dae": 1.3, "dae_dropout": 1.0}, 8, noise=0.03) == "do not"
+    assert answer({"dae": 1.3, "dae_dropout": 1.0}, 9, noise=0.03) == "cannot tell yet"
     assert answer({"dae": 1.3, "dae_dropout": 1.0}, 8, noise=0.2) == "cannot tell yet"
 
 
-@pytest.mark.parametrize(("num_seeds", "more"), [(3, 2), (4, 1), (5, 3), (6, 2), (7, 1)])
+@pytest.mark.parametrize(("num_seeds", "more"), [(3, 2), (4, 1), (5, 3), (6, 2), (7, 1), (8, 8), (9, 7), (20, 12)])
 def test_between_looks_and_before_the_last_it_names_the_next_look(num_seeds, more):
-    verdict = concluded({"dae": 0.8}, num_seeds, noise=0.1 if num_seeds in (4, 6, 7) else 0.3)["verdict"]
+    verdict = concluded({"dae": 0.8}, num_seeds, noise=0.3 if num_seeds in (3, 5, 8) else 0.1)["verdict"]
     assert verdict["answer"] == "cannot tell yet" and verdict["next_look"] == num_seeds + more
     assert verdict["num_more_seeds"] >= more and f"The next look is at {num_seeds + more} seeds" in verdict["certainty"]
     assert f"it takes about {verdict['num_more_seeds']:,} more seed" in verdict["headline"]
 
 
+def test_more_seeds_than_the_last_look_has_are_told_to_decide_nothing():
+    verdict = concluded({"dae": 0.99}, 16, noise=0.3)["verdict"]
+    assert verdict["num_more_seeds"] > 16 and "for all arms), and nothing is decided beyond 32; so far" in verdict["headline"]
+    for num_seeds in (32, 40):
+        verdict = concluded({"dae": 0.99}, num_seeds, noise=0.3)["verdict"]
+        assert verdict["answer"] == "cannot tell yet" and (verdict["num_more_seeds"], verdict["next_look"]) == (0, None)
+        assert verdict["headline"].startswith("Cannot tell any more: nothing is decided beyond 32 seeds; so far the FID of dae")
+
+
 def test_one_or_two_seeds_are_no_verdict_and_say_what_one_would_cost():
-    for num_seeds, more in ((1, "2 more seeds (about 4 h 00 min"), (2, "1 more seed (about 2 h 00 min")):
-        verdict = concluded({"dae": 0.2}, num_seeds, noise=0.0)["verdict"]
+    for num_seeds, more in ((1, "2 more seeds (about 6 h 00 min"), (2, "1 more seed (about 3 h 00 min")):
+        conclusion = concluded({"dae": 0.2}, num_seeds)
+        verdict = conclusion["verdict"]
+        assert verdict["num_more_seeds"] == conclusion["comparisons"][0]["num_more_seeds"] == 3 - num_seeds
+        assert conclusion["comparisons"][0]["low"] is conclusion["comparisons"][0]["p"] is None
         assert (verdict["answer"], verdict["worth"], verdict["arm"]) == ("no verdict", "no verdict", None)
         assert verdict["headline"].startswith("No verdict: ") and more in verdict["headline"]
-        assert verdict["seconds_per_seed"] == 2 * HOUR
-        assert verdict["outcomes"] == {"dae": "undecided"}
+        assert f"{more} for all arms) to the first look; so far" in verdict["headline"]
+        assert verdict["seconds_per_seed"] == 3 * HOUR
+        assert verdict["outcomes"] == {"dae": "undecided", "continued": "undecided"}
 
 
 @pytest.mark.parametrize(
     ("num_seeds", "start"),
-    [(1, "No verdict: one seed gives none, and at this budget more would not either"), (8, "Not testable at this budget")],
+    [
+        (1, "No verdict: one seed gives none, and at this budget more would not either"),
+        (2, "No verdict: 2 seeds give none, and at this budget more would not either"),
+        (8, "Not testable at this budget"),
+    ],
 )
 @pytest.mark.parametrize("ratio", [0.5, 2.0])
 def test_a_failed_gate_is_said_with_what_to_raise_whichever_way_the_numbers_fall(num_seeds, start, ratio):
     conclusion = concluded({"dae": ratio}, num_seeds, precision=0.01)
     verdict = conclusion["verdict"]
-    assert verdict["answer"] == ("no verdict" if num_seeds == 1 else "not testable") and verdict["arm"] is None
+    assert verdict["answer"] == ("no verdict" if num_seeds < 3 else "not testable") and verdict["arm"] is None
+    assert verdict["is_testable"] is False
+    assert verdict["num_more_seeds"] == 0 and {row["num_more_seeds"] for row in conclusion["comparisons"]} == {0}
+    assert "more seed" not in verdict["headline"] + verdict["certainty"]
     assert verdict["headline"].startswith(f"{start}: raise prior.training.num_steps")
     assert "“samples are images” fails: 0.01, at least 0.1 asked" in verdict["headline"]
     assert "do not" not in verdict["headline"].lower()
@@ -116,9 +138,26 @@ def test_two_failed_gates_are_both_named():
     assert "“the prior is the bottleneck” fails: " in headline and "; so do: “samples are images”)" in headline
 
 
-def test_gates_that_are_not_measured_stop_nothing_and_are_told():
-    verdict = concluded({"dae": 0.8}, 5)["verdict"]
-    assert verdict["answer"] == "decouple" and "Not measured: “converged”, “decoupling is cheap”." in verdict["certainty"]
+@pytest.mark.parametrize("ratio", [0.8, 1.3])
+def test_a_gate_that_is_not_measured_stops_an_answer_as_a_failed_one_does(ratio):
+    conclusion = concluded({"dae": ratio}, 5, control=None)
+    verdict = conclusion["verdict"]
+    assert (verdict["answer"], verdict["arm"], verdict["is_testable"], verdict["num_more_seeds"]) == ("not testable", None, False, 0)
+    assert verdict["headline"].startswith("Not testable yet: add a control to experiment.arms: ")
+    assert verdict["headline"].endswith(" (not measured: “converged”, “decoupling is cheap”).")
+    assert concluded({"dae": ratio}, 5)["verdict"]["is_testable"] is True
+
+
+def test_a_failed_gate_is_told_before_one_that_is_not_measured():
+    headline = concluded({"dae": 0.8}, 5, precision=0.01, control=None)["verdict"]["headline"]
+    assert headline.startswith("Not testable at this budget: raise prior.training.num_steps")
+
+
+def test_with_one_or_two_seeds_what_is_not_measured_is_to_be_added_first():
+    for num_seeds in (1, 2):
+        conclusion = concluded({"dae": 0.8}, num_seeds, control=None)
+        assert " to the first look, and first add a control to experiment.arms; so far " in conclusion["verdict"]["headline"]
+        assert conclusion["comparisons"][0]["num_more_seeds"] == 3 - num_seeds
 
 
 @pytest.mark.parametrize(
@@ -140,7 +179,9 @@ def test_no_judge_may_disagree_and_one_must_agree(judged, ratio, opinions, expec
     assert [judge["opinion"] for judge in conclusion["comparisons"][0]["judges"]] == opinions
     assert conclusion["verdict"]["answer"] == expected
     if "disagrees" in opinions:
-        assert f"the other way round by {describe('swd_laplacian').label}." in conclusion["verdict"]["headline"]
+        label = describe("swd_laplacian").label
+        how = f"no difference that matters, but {label} tells one." if ratio == 1.0 else f"but it is the other way round by {label}."
+        assert conclusion["verdict"]["headline"].endswith(how)
 
 
 def test_a_judge_that_was_not_measured_or_gives_no_ratio_is_not_heard():
@@ -154,9 +195,29 @@ def test_the_weakest_departure_within_a_standard_error_of_the_best_is_recommende
     assert concluded({"dae": 0.70, "dae_dropout": 0.80}, 8)["verdict"]["arm"] == "dae"
 
 
-def test_departures_are_ordered_by_width_then_dropout_then_noise():
-    order = sorted(ARMS, key=lambda name: departure(ARMS[name]))
-    assert order == ["baseline", "continued", "robust", "dae_noise", "dae_dropout", "dae"]
+def test_an_arm_chosen_among_several_is_to_be_confirmed_on_other_seeds():
+    certainty = concluded({"dae": 0.70, "dae_dropout": 0.80}, 8)["verdict"]["certainty"]
+    assert (
+        "Of 2 arms dae was chosen on these very seeds, so its ratio flatters: confirm it with "
+        "experiment.arms [baseline, dae, continued] and experiment.seeds [100, 101, 102, 103, 104]."
+    ) in certainty
+    for ratios in ({"dae": 0.7}, {"dae": 1.3, "dae_dropout": 1.3}):  # no choice; none chosen
+        assert "flatters" not in concluded(ratios, 8)["verdict"]["certainty"]
+
+
+def test_what_does_it_is_told_beside_the_baseline_and_decides_nothing():
+    conclusion = concluded({"dae_dropout": 0.8, "robust": 1.0}, 5, control=1.25)
+    rows = {(row["arm"], row["control"]): row for row in conclusion["attribution"]}
+    assert {pair: row["asks"] for pair, row in rows.items()} == {
+        ("dae_dropout", "continued"): "the weakness alone",
+        ("robust", "continued"): "the noise alone",
+    }
+    row = rows["dae_dropout", "continued"]
+    assert row["ratio"] == pytest.approx(0.8 / 1.25) and row["low"] <= row["ratio"] <= row["high"]
+    assert row["num_seeds"] == 5 and 0 <= row["p"] <= 1
+    assert set(row) == {"arm", "control", "asks", "ratio", "low", "high", "p", "num_seeds"}
+    level = concluded({"dae_dropout": 0.8, "robust": 1.0}, 5)  # beside a control that is as good as the baseline
+    assert [row["decision"] for row in conclusion["comparisons"][:2]] == [row["decision"] for row in level["comparisons"][:2]]
 
 
 def test_several_arms_are_harder_to_tell_from_chance_than_one():
@@ -167,8 +228,9 @@ def test_several_arms_are_harder_to_tell_from_chance_than_one():
 
 
 def test_without_a_decoupled_arm_there_is_nothing_to_decide():
-    assert "nothing to compare" in concluded({}, 5)["verdict"]["headline"]
-    conclusion = concluded({"continued": 0.5}, 5)
+    assert "nothing to compare" in concluded({}, 5, control=None)["verdict"]["headline"]
+    conclusion = concluded({}, 5, control=0.5)
+    assert conclusion["expectations"] == []  # the paper expects nothing of a control
     assert conclusion["verdict"]["answer"] == "nothing to decide" and conclusion["comparisons"][0]["decision"] == "better"
 
 
@@ -190,5 +252,5 @@ def test_the_budgets_are_told():
 
 
 def test_odd_seeds_give_odd_intervals_and_no_error():
-    row = concluded({"dae": 1.0}, 2, noise=300.0)["comparisons"][0]
+    row = concluded({"dae": 1.0}, 3, noise=300.0)["comparisons"][0]
     assert row["decision"] == "undecided" and row["high"] > 1e300

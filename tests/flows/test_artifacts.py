@@ -1,21 +1,42 @@
 """What a run's page says of the report: the answer and what it rests on, before any table of means."""
 
 from flows.artifacts import report_in_short
-from tests.evaluation.experiment import AS_IN_THE_PAPER, conclusion, write_experiment
+from tests.evaluation.experiment import AS_IN_THE_PAPER, CONTROL, conclusion, edit_json, write_experiment
 
 
 def test_the_answer_gates_and_comparisons_come_before_the_means(tmp_path):
-    seeds = (0, 1, 2, 3, 4)
-    write_experiment(tmp_path, AS_IN_THE_PAPER, seeds, arm_noise=0.03)
-    summary, _ = conclusion(tmp_path, seeds=seeds)
+    arms, seeds = ("baseline", "dae", "continued"), (0, 1, 2, 3, 4)
+    write_experiment(tmp_path, AS_IN_THE_PAPER | CONTROL, seeds, arm_noise=0.03)
+    summary, _ = conclusion(tmp_path, arms, seeds)
     lines = report_in_short(summary, tmp_path).splitlines()
     assert lines[0] == f"**{summary['verdict']['headline']}**" and "Decouple, as weakly as dae" in lines[0]
     assert "| the prior is the bottleneck | 0.56 | at least 0.5 | passed |  |" in lines
-    assert any(line.startswith("| converged |  | at most 0.1 | not measured | add a control") for line in lines)
-    assert any(line.startswith("| dae | 0.8525 | 0.8") and line.endswith(" | 5 | better | 0 |") for line in lines)
+    assert any(line.startswith("| dae | 0.8525 | 0.8") and line.endswith(" | 5 | better |  |") for line in lines)
+    assert any(line.startswith("| continued | 0.98") and line.endswith(" | 5 | undecided | 3 |") for line in lines)
     places = [lines.index(head) for head in lines if head.startswith(("| gate |", "| arm |", "| mean over seeds |"))]
     assert len(places) == 3 and places == sorted(places)
-    assert "| samples.fd_efficientnet_lite0 | 61 | 52.02 |" in lines[places[-1] :]
+    assert "| samples.fd_efficientnet_lite0 | 61 | 52.02 | 60.02 |" in lines[places[-1] :]
+
+
+def test_below_three_seeds_no_interval_and_no_p_of_anything(tmp_path):
+    arms, seeds = ("baseline", "dae_dropout", "continued"), (0, 1)
+    write_experiment(tmp_path, {"baseline": (33.0, 33.0, 61.0), "dae_dropout": (41.0, 29.0, 52.0)} | CONTROL, seeds, arm_noise=0.03)
+    for arm, value in zip(arms, (0.2, 0.1, 0.2), strict=True):
+        for seed in seeds:
+            edit_json(tmp_path / f"metrics/evaluate/{arm}-{seed}.json", lambda tree, value=value: tree["samples"].update(factor_tv=value))
+    summary, _ = conclusion(tmp_path, arms, seeds)
+    lines = report_in_short(summary, tmp_path).splitlines()
+    assert "| dae_dropout | 0.8525 |  |  |  | 2 | undecided | 1 |" in lines
+    assert "| dae_dropout | factor_tv | 0.5 |  |  |  | 2 | agrees |" in lines
+    assert "| dae_dropout | continued | the weakness alone | 0.8667 |  |  |  | 2 |" in lines
+
+
+def test_where_a_gate_is_not_passed_no_number_of_seeds_is_told(tmp_path):
+    seeds = (0, 1, 2)
+    write_experiment(tmp_path, AS_IN_THE_PAPER, seeds, arm_noise=0.3)
+    lines = report_in_short(conclusion(tmp_path, seeds=seeds)[0], tmp_path).splitlines()
+    assert lines[0].startswith("**Not testable yet: ") and any(line.endswith(" | 3 | undecided |  |") for line in lines)
+    assert any(line.startswith("| converged |  | at most 0.1 | not measured | add a control") for line in lines)
 
 
 def test_a_summary_of_an_earlier_version_has_its_means_at_least(tmp_path):

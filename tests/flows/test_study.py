@@ -60,6 +60,7 @@ class Project:
                 self.tick()
         answer = self.answers.get(len(seeds), "cannot tell yet")
         verdict = {"answer": answer, "headline": f"{answer}!", "next_look": next_look(len(seeds))}
+        verdict["is_testable"] = all(gate["state"] == "passed" for gate in self.gates)
         _write(self.folder / "report/summary.json", {"seeds": seeds, "verdict": verdict, "gates": self.gates, "arms": {}})
         (self.folder / "report/index.html").write_text(f"{len(seeds)} seeds")
         self.tick()
@@ -121,7 +122,8 @@ def project(tmp_path, monkeypatch) -> Project:
         ({1: "nothing to decide"}, 8, [1], "the answer is there (nothing to decide)"),
         ({1: "no verdict", 3: "decouple"}, 8, [1, 3], "the answer is there (decouple)"),
         ({1: "no verdict", 3: "judges disagree", 5: "do not"}, 8, [1, 3, 5], "the answer is there (do not)"),
-        ({1: "no verdict"}, 8, [1, 3, 5, 8], "cannot tell yet at the last look"),
+        ({1: "no verdict"}, 8, [1, 3, 5, 8], "the next look is at 16 seeds, and max_seeds is 8"),
+        ({1: "no verdict"}, 32, [1, 3, 5, 8, 16, 32], "cannot tell yet at the last look"),
         ({1: "no verdict"}, 7, [1, 3, 5], "the next look is at 8 seeds, and max_seeds is 7"),
         ({1: "no verdict"}, 1, [1], "the next look is at 3 seeds, and max_seeds is 1"),
     ],
@@ -142,13 +144,14 @@ def test_it_stops_where_the_answer_is(project, capsys, answers, max_seeds, round
     )
 
 
-def test_a_failed_gate_ends_it_after_one_seed(project):
-    project.gates = [{"name": "converged", "state": "passed"}, {"name": "samples are images", "state": "failed"}]
+@pytest.mark.parametrize("state", ["failed", "not measured"])
+def test_a_gate_that_is_not_passed_ends_it_after_one_seed(project, state):
+    project.gates = [{"name": "converged", "state": "passed"}, {"name": "samples are images", "state": state}]
     project.answers = {1: "no verdict"}
     assert project.study().is_completed()
     told = project.kept()["study"]
     assert len(told["rounds"]) == 1
-    assert told["stopped_because"] == "not testable at this budget, as more seeds mend no gate (samples are images)"
+    assert told["stopped_because"] == f"not testable, as more seeds mend no gate (samples are images: {state})"
 
 
 def test_a_kill_at_any_instant_costs_nothing_that_was_finished(project):
@@ -217,7 +220,7 @@ def test_other_seeds_written_meanwhile_are_noticed(project, monkeypatch):
     assert state.is_failed() and "seeds are [0, 1] after a round of 1" in state.message
 
 
-@pytest.mark.parametrize("wrong", [["--max-seeds", "0"], ["--max-seeds", "9"], ["--slots", "compute"], ["--slots", "compute=0"]])
+@pytest.mark.parametrize("wrong", [["--max-seeds", "0"], ["--max-seeds", "33"], ["--slots", "compute"], ["--slots", "compute=0"]])
 def test_arguments_have_bounds(monkeypatch, capsys, wrong):
     monkeypatch.setattr(sys, "argv", ["flows.study", *wrong])
     with pytest.raises(SystemExit):
