@@ -29,7 +29,7 @@ run: setup $(if $(PRESET),preset) ## reproduce the whole pipeline; only what cha
 	dvc repro
 	@echo 'report: $(CURDIR)/report/index.html'
 
-study: setup ## answer the question with as few seeds as it takes (PRESET=faces-dit MAX_SEEDS=5 SLOTS=compute=2)
+study: setup ## answer the question with as few seeds as it takes (PRESET=cifar10 MAX_SEEDS=5 SLOTS=compute=2)
 	@python -m flows.study $(if $(PRESET),--preset $(PRESET)) $(if $(MAX_SEEDS),--max-seeds $(MAX_SEEDS)) $(addprefix --slots ,$(SLOTS))
 
 serve: setup ## start a Prefect server, the deployments and a worker, until Ctrl-C

@@ -130,22 +130,25 @@ def upper_std(paired: Paired) -> float:
 
 
 def num_more_seeds(paired: Paired) -> int:
-    """About how many seeds more would decide: until the interval's half-width is that of the effect, or of 5 %, and a look is due.
+    """About how many seeds more would decide: up to the first look whose p the effect, at its present size, would fall below.
 
-    Below the first look: up to it, as one or two seeds plan nothing. From the last look on: 0, since no more would. A number that leads
-    beyond the last look is told as it is: by so much the experiment is too small for the effect.
+    An effect below 5 % is planned for an interval of that half-width. Below the first look: up to it, as one or two seeds plan nothing.
+    From the last look on: 0, since no more would. A number that leads beyond the last look is until the interval's half-width is that of
+    the effect: by so much the experiment is too small for it.
     """
     if paired.num_seeds < FIRST_LOOK:
         return FIRST_LOOK - paired.num_seeds
     if paired.num_seeds >= LAST_LOOK:
         return 0
-    needed = paired.num_seeds + 1
-    if paired.std:
-        std, effect = upper_std(paired), max(abs(paired.mean), MARGIN)
-        needed = bisect_left(
-            range(10**18), True, lo=needed, key=lambda number: float(stdtrit(number - 1, 0.975)) * std <= effect * math.sqrt(number)
-        )
-    return next((look for look in LOOKS if look >= needed), needed) - paired.num_seeds
+    std, effect = upper_std(paired), max(abs(paired.mean), MARGIN)
+
+    def is_enough(number: int, p: float = 0.05) -> bool:
+        return float(stdtrit(number - 1, 1 - p / 2)) * std <= effect * math.sqrt(number)
+
+    for look, p in LOOKS.items():
+        if look > paired.num_seeds and is_enough(look, p if abs(paired.mean) >= MARGIN else 0.05):
+            return look - paired.num_seeds
+    return bisect_left(range(10**18), True, lo=LAST_LOOK + 1, key=is_enough) - paired.num_seeds
 
 
 def as_ratio(paired: Paired) -> dict:

@@ -8,9 +8,13 @@ from pathlib import Path
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Write beside the file, onto the disk, and only then in its place, so that a kill leaves the old one or the new one."""
+    """Write beside the file, onto the disk, and only then in its place, so that a kill leaves the old one or the new one.
+
+    Where a link stands, the file that it leads to is the one that is replaced.
+    """
+    path = path.resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.tmp")
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with beside.open("wb") as file:
         file.write(data)
         file.flush()

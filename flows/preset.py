@@ -45,7 +45,7 @@ def is_preset(root: Path, name: str) -> bool:
         PipelineError: there is no such preset.
     """
     preset, target = _find(root, name), root / PARAMS
-    return target.exists() and _but_for_seeds(target.read_text(errors="replace")) == _but_for_seeds(preset.read_text())
+    return target.exists() and values_but_for_seeds(target) == values_but_for_seeds(preset)
 
 
 def write_seeds(path: Path, num_seeds: int) -> None:
@@ -54,14 +54,17 @@ def write_seeds(path: Path, num_seeds: int) -> None:
     DVC's own way of changing a YAML file breaks long lines and writes lists another way, which git would show as edits.
 
     Raises:
-        PipelineError: the list is not written out where it stands, but is an alias of another.
+        PipelineError: the list is not written out where it stands, but is an alias of another, or has comments between its entries.
     """
     text, seeds = path.read_bytes().decode(), list(range(num_seeds))
     wanted = yaml.safe_load(text)
     if wanted["experiment"]["seeds"] == seeds:
         return
     wanted["experiment"]["seeds"] = seeds
-    changed = _replace_seeds(text, seeds)
+    try:
+        changed = _replace_seeds(text, seeds)
+    except PipelineError as error:
+        raise PipelineError(f"{path}: {error}") from None
     try:
         is_right = yaml.safe_load(changed) == wanted
     except yaml.YAMLError:
@@ -75,6 +78,8 @@ def _replace_seeds(text: str, seeds: list[int]) -> str:
     key, value = _entry(_entry(yaml.compose(text, yaml.SafeLoader), "experiment")[1], "seeds")
     # Where a list in block style ends, comments that follow it have been read already.
     end = (value if value.flow_style else value.value[-1]).end_mark.index
+    if "#" in text[key.end_mark.index : end]:
+        raise PipelineError("experiment.seeds: a comment among them would be lost; write them on one line, as seeds: [0]  # comment")
     return f"{text[: key.end_mark.index]}: {seeds}{text[end:]}"
 
 
@@ -93,12 +98,13 @@ def _without_seeds(text: str) -> str:
     """The text of a parameters file with an empty experiment.seeds; as it is where it has none."""
     try:
         return _replace_seeds(text, [])
-    except (yaml.YAMLError, ValueError, RecursionError, AttributeError, IndexError, StopIteration):
+    except (PipelineError, yaml.YAMLError, ValueError, RecursionError, AttributeError, IndexError, StopIteration, TypeError):
         return text
 
 
-def _but_for_seeds(text: str) -> object:
+def values_but_for_seeds(path: Path) -> object:
     """The values of a parameters file without experiment.seeds; its text where it is no YAML."""
+    text = path.read_text(errors="replace")
     try:
         tree = yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, RecursionError):

@@ -26,11 +26,12 @@ from prefect.states import Completed, Failed, State
 from pydantic import Field, PositiveInt
 
 from errors import PipelineError, explain_os_error
+from evaluation.arms import find_control
 from flows import artifacts
 from flows.cost import Remaining, list_points
 from flows.files import write_whole
 from flows.graph import load_graph, unchanged
-from flows.preset import PARAMS, is_preset, take_preset, write_seeds
+from flows.preset import PARAMS, is_preset, take_preset, values_but_for_seeds, write_seeds
 from flows.repair import repair
 from flows.reproduce import only_run, reproduce
 from params import check
@@ -77,9 +78,10 @@ def _run_rounds(preset: str | None, max_seeds: int, slots: dict[str, int], log) 
     started, rounds, num_seeds, because = time.monotonic(), [], 1, None
     with only_run(log):
         remaining = _prepare(preset, max_seeds, slots, log)
+        parameters = values_but_for_seeds(Path(PARAMS))
     _say(log, f"{remaining.describe()}.")
     while because is None:
-        summary = _run_round(num_seeds, slots, log)
+        summary = _run_round(num_seeds, parameters, slots, log)
         remaining.finish(num_seeds)
         verdict = summary["verdict"]
         rounds.append({"seeds": summary["seeds"], "answer": verdict["answer"]})
@@ -100,6 +102,8 @@ def _prepare(preset: str | None, max_seeds: int, slots: dict[str, int], log) -> 
     if preset and not is_preset(root, preset):
         take_preset(root, preset)
     params = check(root / PARAMS)
+    if find_control({name: params.arms[name].model_dump() for name in params.experiment.arms}) is None:
+        _say(log, "warning: experiment.arms has no control, such as refit: two gates will not be measured, and one seed will be all.")
     for line in repair(root):
         log.warning("mended: %s", line)
     graph = load_graph()
@@ -107,17 +111,19 @@ def _prepare(preset: str | None, max_seeds: int, slots: dict[str, int], log) -> 
     return Remaining(root, points, unchanged(graph, log.info), slots.get(SLOT, 1))
 
 
-def _run_round(num_seeds: int, slots: dict[str, int], log) -> dict:
+def _run_round(num_seeds: int, parameters: object, slots: dict[str, int], log) -> dict:
     """Reproduce the matrix with the first so many seeds; returns the report's summary.
 
     Raises:
-        PipelineError: a stage failed, or params.yaml got other seeds meanwhile.
+        PipelineError: a stage failed, or params.yaml got other values or seeds meanwhile.
     """
     with only_run(log):
+        _require_unchanged(parameters)
         write_seeds(Path(PARAMS), num_seeds)
     state = reproduce(slots=slots, return_state=True)
     if not state.is_completed():
         raise PipelineError(state.message)
+    _require_unchanged(parameters)
     summary = json.loads(Path(artifacts.SUMMARY).read_text())
     if summary["seeds"] != list(range(num_seeds)):
         raise PipelineError(
@@ -127,12 +133,18 @@ def _run_round(num_seeds: int, slots: dict[str, int], log) -> dict:
     return summary
 
 
+def _require_unchanged(parameters: object) -> None:
+    """A study is of the parameters that it began with, in every round."""
+    if values_but_for_seeds(Path(PARAMS)) != parameters:
+        raise PipelineError(f"{PARAMS}: has other values than when the study began; start it again, or bring them back and go on")
+
+
 def stopped_because(summary: dict, max_seeds: int) -> str | None:
     """Why a study ends with this report; None when it goes on to the next look."""
     verdict = summary["verdict"]
     if not verdict["is_testable"]:
         closed = [f"{gate['name']}: {gate['state']}" for gate in summary["gates"] if gate["state"] != "passed"]
-        return f"not testable, as more seeds mend no gate ({', '.join(closed)})"
+        return f"not testable, as gates are not passed with {len(summary['seeds'])} of the seeds ({', '.join(closed)})"
     if verdict["answer"] in ANSWERS:
         return f"the answer is there ({verdict['answer']})"
     if verdict["next_look"] is None:

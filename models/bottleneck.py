@@ -79,11 +79,14 @@ class VectorQuantizer(nn.Module):
     def swap_tokens(self, tokens: Tensor, share: float) -> Tensor:
         """Tokens (B, h, w), each exchanged with probability ``share`` for one of the nearest other codes, 1 in 32 of all."""
         codes = F.normalize(self.codebook, dim=-1)
-        similarity = (codes @ codes.T).fill_diagonal_(-torch.inf)  # (num_codes, num_codes)
-        near = similarity.topk(max(1, self.num_codes // 32), dim=1).indices  # (num_codes, number of near codes)
+        # One row for each code, or for each position where these are fewer: all pairs of a large codebook would not fit.
+        rows = torch.arange(self.num_codes, device=tokens.device) if self.num_codes <= tokens.numel() else tokens.flatten()
+        similarity = (codes[rows] @ codes.T).scatter_(1, rows[:, None], -torch.inf)  # (rows, num_codes)
+        near = similarity.topk(max(1, self.num_codes // 32), dim=1).indices  # (rows, number of near codes)
+        row = tokens if self.num_codes <= tokens.numel() else torch.arange(tokens.numel(), device=tokens.device).view_as(tokens)
         drawn = torch.randint(near.shape[1], tokens.shape, device=tokens.device)  # (B, h, w)
         chosen = torch.rand(tokens.shape, device=tokens.device) < share  # (B, h, w)
-        return torch.where(chosen, near[tokens, drawn], tokens)
+        return torch.where(chosen, near[row, drawn], tokens)
 
     def _normalize(self, z: Tensor) -> Tensor:
         return F.normalize(z.float().permute(0, 2, 3, 1), dim=-1)  # (B, h, w, D)

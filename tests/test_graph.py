@@ -27,7 +27,7 @@ ALLOWED = {
     "training": {"models", "params", "sections", "errors", "progress", "storage", "training", "evaluation.perceptual"},
     "tasks": {"models", "params", "sections", "errors", "progress", "publishing", "stage", "storage", "training", "evaluation"},
     "export": {"models", "errors", "storage", "training.randomness", "export"},
-    "flows": {"params", "errors", "flows"},
+    "flows": {"params", "errors", "evaluation.arms", "flows"},
     "errors.py": set(),
     "params.py": {"errors", "sections", "source_check", "validation", "yaml_file"},
     "progress.py": set(),

@@ -340,6 +340,21 @@ def test_seeds_that_are_no_list_of_their_own_are_refused(tmp_path):
     assert params.read_text() == text
 
 
+def test_a_comment_among_the_seeds_is_not_lost(tmp_path):
+    params, text = tmp_path / "params.yaml", "experiment:\n  seeds:\n  - 0\n  # the one that failed\n  - 1\n"
+    params.write_text(text)
+    with pytest.raises(PipelineError, match=r"params\.yaml: experiment\.seeds: a comment among them would be lost"):
+        write_seeds(params, 3)
+    assert params.read_text() == text
+
+
+def test_a_linked_file_of_parameters_stays_linked(tmp_path):
+    (tmp_path / "mine.yaml").write_text("experiment: {seeds: [0]}\n")
+    (tmp_path / "params.yaml").symlink_to("mine.yaml")
+    write_seeds(tmp_path / "params.yaml", 2)
+    assert (tmp_path / "params.yaml").is_symlink() and "[0, 1]" in (tmp_path / "mine.yaml").read_text()
+
+
 def test_run_checks_and_mends_before_dvc_does_anything():
     command = ["make", "--dry-run", "--old-file", "setup", "run"]
     plan = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=True).stdout

@@ -10,7 +10,6 @@ from scipy import stats
 from evaluation.statistics import (
     LAST_LOOK,
     LOOKS,
-    MARGIN,
     Paired,
     as_ratio,
     decide,
@@ -125,11 +124,20 @@ def test_how_many_more_seeds():
     assert num_more_seeds(Paired(3, 0.3, 0.01)) == 2  # to the next one, though the interval is narrow already
     assert num_more_seeds(Paired(8, 0.0, 0.0)) == 8 and num_more_seeds(Paired(9, 0.0, 0.0)) == 7
     assert num_more_seeds(Paired(32, 0.1, 0.2)) == num_more_seeds(Paired(40, 0.1, 0.2)) == 0  # none would do
-    for paired, look in ((Paired(3, -0.2, 0.3), None), (Paired(5, 0.1, 0.12), 16), (Paired(8, 0.1, 0.2), 32), (Paired(8, 1.0, 40.0), None)):
-        needed = next(
-            n for n in range(2, 20_000) if stats.t.ppf(0.975, n - 1) * upper_std(paired) / math.sqrt(n) <= max(abs(paired.mean), MARGIN)
-        )
-        assert paired.num_seeds + num_more_seeds(paired) == (look or needed) >= needed > 8
+    for paired, expected in (
+        (Paired(5, 0.2, 0.12), 8),
+        (Paired(8, 0.15, 0.1), 16),
+        (Paired(8, 0.1, 0.1), 32),
+        (Paired(3, -0.2, 0.3), None),
+        (Paired(8, 1.0, 40.0), None),
+    ):
+        needed = next(n for n in range(33, 20_000) if stats.t.ppf(0.975, n - 1) * upper_std(paired) <= abs(paired.mean) * math.sqrt(n))
+        look = paired.num_seeds + num_more_seeds(paired)
+        assert look == (expected or needed)
+        if expected:  # an effect of the planned size and deviation falls below that look's p, and below none before it
+            ps = {n: 2 * stats.t.sf(abs(paired.mean) / upper_std(paired) * math.sqrt(n), n - 1) for n in LOOKS if n > paired.num_seeds}
+            assert next(n for n, p in ps.items() if p < LOOKS[n]) == expected
+    assert num_more_seeds(Paired(8, 0.01, 0.04)) == 8  # an effect that does not matter: until the interval lies within 5 %
 
 
 def test_what_a_number_of_seeds_is_good_for():

@@ -151,7 +151,7 @@ def test_a_gate_that_is_not_passed_ends_it_after_one_seed(project, state):
     assert project.study().is_completed()
     told = project.kept()["study"]
     assert len(told["rounds"]) == 1
-    assert told["stopped_because"] == f"not testable, as more seeds mend no gate (samples are images: {state})"
+    assert told["stopped_because"] == f"not testable, as gates are not passed with 1 of the seeds (samples are images: {state})"
 
 
 def test_a_kill_at_any_instant_costs_nothing_that_was_finished(project):
@@ -220,6 +220,24 @@ def test_other_seeds_written_meanwhile_are_noticed(project, monkeypatch):
     assert state.is_failed() and "seeds are [0, 1] after a round of 1" in state.message
 
 
+@pytest.mark.parametrize("edit", [("temperature: 1.0", "temperature: 0.9"), ("experiment:", "experiment: 3 #"), ("seeds: [", "seeds: ]")])
+def test_other_values_written_between_rounds_end_it_and_are_kept(project, monkeypatch, edit):
+    """Also such as are no parameters at all; what was answered before stays."""
+    project.answers = {1: "no verdict", 3: "decouple"}
+    edited = []
+
+    def disturbed(**options):
+        state, params = project.reproduce(**options), project.folder / "params.yaml"
+        edited.append(params.read_text().replace(*edit))
+        params.write_text(edited[-1])
+        return state
+
+    monkeypatch.setattr(study_module, "reproduce", disturbed)
+    state = project.study()
+    assert state.is_failed() and state.message.startswith("params.yaml: has other values than when the study began")
+    assert len(edited) == 1 and (project.folder / "params.yaml").read_text() == edited[0] and not (project.folder / "studies").exists()
+
+
 @pytest.mark.parametrize("wrong", [["--max-seeds", "0"], ["--max-seeds", "33"], ["--slots", "compute"], ["--slots", "compute=0"]])
 def test_arguments_have_bounds(monkeypatch, capsys, wrong):
     monkeypatch.setattr(sys, "argv", ["flows.study", *wrong])
@@ -277,7 +295,8 @@ def test_points_are_those_of_the_graph_and_a_resumed_ones_durations_are_none(tmp
 def test_every_round_says_what_remains(project, capsys):
     project.answers = {3: "decouple"}
     project.study(max_seeds=5, slots={"compute": 2})
-    first, second, third = capsys.readouterr().out.splitlines()
+    warning, first, second, third = capsys.readouterr().out.splitlines()
+    assert warning.startswith("warning: experiment.arms has no control, such as refit")
     assert first == "nothing on record of stage1: the next seed will tell what 5 seeds take."
     assert "Going on; 5 seeds take at most about 4 min more, and seconds for the start of each of 8 stages" in second
     assert third.endswith(

@@ -52,6 +52,9 @@ def test_a_learned_code_is_swapped_for_its_nearest_ones():
     quantizer = quantizers()[0]  # 64 codes: 2 are near
     tokens = torch.arange(64).repeat_interleave(200).view(-1, 10, 10)
     swapped = quantizer.swap_tokens(tokens, 1.0)
+    few = torch.cat([quantizer.swap_tokens(part[None], 1.0) for part in tokens.flatten().split(50)], 1)  # fewer positions than codes
+    swapped = torch.cat([swapped.flatten(), few.flatten()])
+    tokens = torch.cat([tokens.flatten(), tokens.flatten()])
     similarity = quantizer.codebook @ quantizer.codebook.T
     similarity.fill_diagonal_(-2)
     nearest = similarity.topk(2).indices
