@@ -316,7 +316,7 @@ def test_the_command_ends_with_the_answer_whenever_it_is_killed(served, tmp_path
     toy.commit("a study")
     command = (sys.executable, "-m", "flows.study")
     process = toy.start(*command)
-    until(lambda: any("stage1-dae-1" in one.cmdline() for one in toy.stages_running()), "a stage of the second round")
+    until(lambda: any("stage1-dae-1" in one.cmdline() for one in toy.stages_running()), "a stage of the second round", 240)
     time.sleep(0.8)
     process.send_signal(number)
     process.communicate(timeout=60)
