@@ -62,15 +62,15 @@ def check_gates(summary: dict, arms: dict[str, dict], thresholds: Gates) -> list
     gates = [
         _gate(
             "converged",
-            f"reconstructions of {name} after stage 1 and of {baseline}: difference, as a share of the distance above the floor",
-            None if control is None or floor is None else _unconverged(halfway, joint, floor),
+            f"reconstructions of {name} after stage 1 and of {baseline}: difference, as a share of that of samples above the floor",
+            None if control is None or floor is None else _unconverged(halfway, joint, samples, floor),
             ("at most", thresholds.max_unconverged),
             ("the autoencoder is still learning", "raise num_steps of every arm, in both stages alike", missing),
         ),
         _gate(
             "decoupling is cheap",
             f"reconstructions of {name} after stage 2: distance, over that of {baseline}'s",
-            decoupled / joint if control else None,
+            max(decoupled, floor or 0) / max(joint, floor or 0) if control else None,
             ("at most", thresholds.max_decoupling_tax),
             ("even the full decoder loses too much by freezing the encoder", "raise num_steps of every arm", missing),
         ),
@@ -110,12 +110,21 @@ def _gate(name: str, asks: str, value: float | None, limit: tuple[str, float], w
     return Gate(name, asks, value, bound, threshold, *(("passed", "", "") if passed else ("failed", why, advice)))
 
 
-def _unconverged(halfway: float, joint: float, floor: float) -> float:
-    """Difference of two distances as a share of the larger one above the floor; 0 when both are at the floor."""
-    above = max(halfway, joint) - floor
-    return abs(halfway - joint) / above if above > 0 else 0.0
+def _unconverged(halfway: float, joint: float, samples: float, floor: float) -> float:
+    """Difference of two reconstructions' distances as a share of the samples'; of each what is above the floor.
+
+    Not as a share of their own: the better both are, the less they differ, and the larger that share gets.
+    """
+    at_stake = _above(samples, floor)
+    return abs(_above(halfway, floor) - _above(joint, floor)) / at_stake if at_stake else 0.0
 
 
 def _prior_share(reconstruction: float, samples: float, floor: float) -> float:
     """What the prior adds, as a share of the samples' distance above the floor; 0 when samples are at the floor."""
-    return (samples - reconstruction) / (samples - floor) if samples > floor else 0.0
+    at_stake = _above(samples, floor)
+    return (at_stake - _above(reconstruction, floor)) / at_stake if at_stake else 0.0
+
+
+def _above(distance: float, floor: float) -> float:
+    """0 below the floor, the distance of two sets of real images: reconstructions get there, as they are held against their originals."""
+    return max(distance - floor, 0.0)
