@@ -38,6 +38,7 @@ from yaml_file import read_mapping, require_one_reading
 # What goes together. A prior models tokens or continuous latents, and is sampled in its own ways.
 BOTTLENECKS_OF_PRIOR = {"transformer": ("vq", "fsq"), "maskgit": ("vq", "fsq"), "dit": ("kl",)}
 SAMPLERS_OF_PRIOR = {"transformer": ("autoregressive",), "maskgit": ("maskgit",), "dit": ("euler", "heun", "stochastic")}
+MIN_DISCRIMINATOR_SIDE = 3  # pixels that its strided layers leave: each of its last two takes one off
 
 
 class Params(Section):
@@ -105,6 +106,7 @@ class Params(Section):
             ValueError: naming the key that does not fit.
         """
         arm, head_start, bottleneck = self.arms[name], self.reconstruction_loss.discriminator_head_start, self.bottleneck.kind
+        size, num_layers = self.dataset.image_size, self.reconstruction_loss.discriminator_num_layers
         for stage in ("stage1", "stage2"):
             key, section = f"arms.{name}.{stage}", getattr(arm, stage)
             num_adversarial = section.num_adversarial_steps
@@ -112,6 +114,11 @@ class Params(Section):
                 raise ValueError(
                     f"{key}: num_adversarial_steps {num_adversarial} and reconstruction_loss.discriminator_head_start {head_start} "
                     f"do not fit into num_steps {section.num_steps}"
+                )
+            if num_adversarial and size >> num_layers < MIN_DISCRIMINATOR_SIDE:
+                raise ValueError(
+                    f"reconstruction_loss.discriminator_num_layers {num_layers}: each halves the image, and of dataset.image_size {size} "
+                    f"fewer than {MIN_DISCRIMINATOR_SIDE} pixels are left; set fewer, or num_adversarial_steps of every arm to 0"
                 )
             if section.latent_noise and section.latent_noise.kind == "swapped" and bottleneck == "kl":
                 raise ValueError(f"{key}.latent_noise: kind swapped needs tokens, and bottleneck.kind is kl; set added or interpolated")

@@ -203,6 +203,7 @@ def test_text_that_is_no_finite_number_gets_no_advice_to_write_one(tmp_path, key
         ({"experiment.seeds": [0, 1, 0]}, ("experiment", "seeds", "[0, 1, 0]")),
         ({"arms.Bad-Name": ARM}, ("arms.Bad-Name", "^[a-z0-9_]+$")),
         ({"dataset.image_size": 30}, ("dataset.image_size", "30", "multiple of", "autoencoder.patch_size")),
+        ({"dataset.image_size": 8}, ("discriminator_num_layers 2", "dataset.image_size 8", "fewer than 3 pixels")),
         ({"dataset.source": "~/images"}, ("dataset", "source", "~/images", "whole path")),
         ({"sample.num_images": 900}, ("sample.num_images 900", "evaluation.num_images")),
         ({"sample.num_images": 10}, ("sample: batch_size 250 is larger than num_images 10", "lower batch_size")),

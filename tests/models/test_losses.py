@@ -1,11 +1,13 @@
 """The adversarial losses and their balance."""
 
+import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from models.discriminator import PatchDiscriminator
 from models.losses import balance_adversarial, discriminator_hinge_loss, generator_hinge_loss
+from params import MIN_DISCRIMINATOR_SIDE
 
 
 def test_hinge_costs_nothing_beyond_the_margin_and_rises_within():
@@ -53,3 +55,11 @@ def test_an_image_is_judged_alone():
     torch.manual_seed(0)
     discriminator, images = PatchDiscriminator(8, 2).train(), torch.randn(4, 3, 16, 16)
     assert torch.allclose(discriminator(images)[:1], discriminator(images[:1]), atol=1e-5)
+
+
+@pytest.mark.parametrize("num_layers", [1, 2, 3])
+def test_the_smallest_image_that_a_discriminator_takes_is_the_one_that_parameters_are_held_to(num_layers):
+    discriminator, side = PatchDiscriminator(4, num_layers), MIN_DISCRIMINATOR_SIDE << num_layers
+    assert discriminator(torch.zeros(1, 3, side, side)).shape == (1, 1, 1, 1)
+    with pytest.raises(RuntimeError):
+        discriminator(torch.zeros(1, 3, side - 1, side - 1))
