@@ -19,6 +19,7 @@ from evaluation.summary import EXPECTATIONS, decimals, describe, format_duration
 from sections import Gates
 
 JUDGES = ("samples.swd_laplacian", "samples.factor_tv")  # beside the distance; smaller is better; each is heard where it was measured
+FINAL = ("decouple", "do not", "nothing to decide")  # which more seeds would not change
 FIRST_FRESH_SEED = 100  # of those that confirm an arm: none that chose it
 
 
@@ -49,6 +50,12 @@ class Comparison:
         opinions = {opinion for _, opinion in self.judges.values()}
         return "disagrees" not in opinions and (not opinions or "agrees" in opinions or self.decision == "no difference")
 
+    @property
+    def is_contradicted(self) -> bool:
+        """A judge says the opposite, and not by its interval alone: at this look it is decided as the distance is."""
+        against = {metric: paired for metric, (paired, opinion) in self.judges.items() if opinion == "disagrees"}
+        return any(decide({metric: paired})[metric] in ("better", "worse") for metric, paired in against.items())
+
 
 def conclude(summary: dict, arms: dict[str, dict], thresholds: Gates, durations: list[dict]) -> dict:
     """Answer the experiment's question.
@@ -76,6 +83,7 @@ def conclude(summary: dict, arms: dict[str, dict], thresholds: Gates, durations:
         "worth": worth(len(summary["seeds"])),
         "next_look": next_look(len(summary["seeds"])),
         "is_testable": _is_testable(gates),
+        "is_final": answer in FINAL or (answer == "judges disagree" and chosen.is_contradicted),
         "num_more_seeds": chosen.num_more_seeds if chosen and more_helps else 0,
         "seconds_per_seed": seconds,
         "paragraphs": [_explain(one, summary) for one in comparisons],

@@ -41,7 +41,6 @@ STUDIES = "studies"
 MAX_SEEDS = 32  # the last look
 DEFAULT_SEEDS = 8  # a study's worth; beyond it, chance has more of a say
 SLOT = "compute"
-ANSWERS = ("decouple", "do not", "nothing to decide")  # which more seeds would not change
 PACKAGES = ("torch", "prefect", "dvc", "ray", "torch-fidelity", "pyarrow", "webdataset")
 WRITTEN = (PARAMS, "dvc.lock", STUDIES)  # by any study
 
@@ -145,7 +144,7 @@ def stopped_because(summary: dict, max_seeds: int) -> str | None:
     if not verdict["is_testable"]:
         closed = [f"{gate['name']}: {gate['state']}" for gate in summary["gates"] if gate["state"] != "passed"]
         return f"not testable, as gates are not passed with {len(summary['seeds'])} of the seeds ({', '.join(closed)})"
-    if verdict["answer"] in ANSWERS:
+    if verdict["is_final"]:
         return f"the answer is there ({verdict['answer']})"
     if verdict["next_look"] is None:
         return f"{verdict['answer']} at the last look"

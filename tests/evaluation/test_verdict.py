@@ -184,6 +184,23 @@ def test_no_judge_may_disagree_and_one_must_agree(judged, ratio, opinions, expec
         assert conclusion["verdict"]["headline"].endswith(how)
 
 
+@pytest.mark.parametrize(
+    ("ratio", "judged", "is_final"),
+    [
+        (0.8, {SWD: 0.9}, True),
+        (1.3, {SWD: 1.2}, True),
+        (0.8, {SWD: 1.2}, True),  # more seeds would make both surer of the opposite
+        (0.8, {SWD: 1.2, FACTORS: 0.9}, True),
+        (0.8, {SWD: 1.05}, False),  # its interval excludes 1, but at this look that decides nothing
+        (0.8, {SWD: 1.01}, False),  # does not confirm it, and may yet
+        (0.97, {SWD: 1.2}, False),
+    ],
+)
+def test_more_seeds_would_not_change_what_is_decided_nor_judges_that_have_decided_the_opposite(ratio, judged, is_final):
+    verdict = concluded({"dae": ratio}, 5, noise=0.03, judges={key: {"dae": value} for key, value in judged.items()})["verdict"]
+    assert verdict["is_final"] is is_final
+
+
 def test_a_judge_that_was_not_measured_or_gives_no_ratio_is_not_heard():
     assert concluded({"dae": 0.8}, 5, judges={SWD: {"dae": 0.0}})["comparisons"][0]["judges"] == []
 

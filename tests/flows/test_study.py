@@ -16,6 +16,7 @@ from prefect.states import Completed, Failed
 
 import flows
 from evaluation.statistics import LAST_LOOK, next_look
+from evaluation.verdict import FINAL
 from flows import cost, preset
 from flows import reproduce as reproduce_module
 from flows import study as study_module
@@ -60,6 +61,7 @@ class Project:
                 self.tick()
         answer = self.answers.get(len(seeds), "cannot tell yet")
         verdict = {"answer": answer, "headline": f"{answer}!", "next_look": next_look(len(seeds))}
+        verdict["is_final"] = answer in FINAL
         verdict["is_testable"] = all(gate["state"] == "passed" for gate in self.gates)
         _write(self.folder / "report/summary.json", {"seeds": seeds, "verdict": verdict, "gates": self.gates, "arms": {}})
         (self.folder / "report/index.html").write_text(f"{len(seeds)} seeds")

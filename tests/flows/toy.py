@@ -46,6 +46,7 @@ if name == "report":
         answer = json.loads(pathlib.Path("answers.json").read_text()).get(str(len(seeds)), "cannot tell yet")
         look = next((look for look in (3, 5, 8) if look > len(seeds)), None)
         verdict = {"answer": answer, "headline": f"{answer}, by {len(seeds)} seeds", "next_look": look, "is_testable": True}
+        verdict["is_final"] = answer == "decouple"
         summary |= {"seeds": seeds, "verdict": verdict, "gates": []}
     pathlib.Path("report/summary.json").write_text(json.dumps(summary))
 """
