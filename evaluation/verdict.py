@@ -3,7 +3,7 @@ disagree, no verdict (one or two seeds), or nothing to decide.
 
 It rests on the Fréchet distance of samples, paired by seed and decided at the looks of evaluation/statistics.py; on the gates of
 evaluation/gates.py, each of which has to be passed, as a difference means nothing otherwise; and on further judges, which do without the
-distance's network: where there are any, none may disagree, and one has to agree with a difference.
+distance's network: where there are any, none may disagree, and one has to agree with a difference, each by a 95 % interval of its own.
 Means and standard deviations over seeds are shown elsewhere, and decide nothing.
 """
 
@@ -133,7 +133,7 @@ def _judge(summary: dict, arm: str, side: int) -> dict[str, tuple[Paired, str]]:
     for key in JUDGES:
         paired = _pair(summary, arm, key)
         if paired:
-            opinion = "disagrees" if paired.excludes_zero == -side != 0 else "agrees" if paired.mean * side > 0 else "no opinion"
+            opinion = {side: "agrees", -side: "disagrees", 0: "no opinion"}.get(paired.excludes_zero, "no opinion")
             heard[key.partition(".")[2]] = (paired, opinion)
     return heard
 

@@ -166,6 +166,7 @@ def test_with_one_or_two_seeds_what_is_not_measured_is_to_be_added_first():
         ({SWD: 0.9}, 0.8, ["agrees"], "decouple"),
         ({SWD: 1.2}, 0.8, ["disagrees"], "judges disagree"),
         ({SWD: 1.01}, 0.8, ["no opinion"], "judges disagree"),  # none confirms it
+        ({SWD: 0.98, FACTORS: 0.98}, 0.8, ["no opinion", "no opinion"], "judges disagree"),  # on the same side, as by chance one of two is
         ({SWD: 1.01, FACTORS: 0.9}, 0.8, ["no opinion", "agrees"], "decouple"),
         ({SWD: 1.2, FACTORS: 0.9}, 0.8, ["disagrees", "agrees"], "judges disagree"),
         ({SWD: 0.8}, 1.3, ["disagrees"], "judges disagree"),
