@@ -69,7 +69,7 @@ def check_gates(summary: dict, arms: dict[str, dict], thresholds: Gates) -> list
         ),
         _gate(
             "decoupling is cheap",
-            f"reconstructions of {name} after stage 2: distance, over that of {baseline}'s",
+            f"reconstructions of {name} after stage 2: distance, over that of {baseline}'s, each at least the floor",
             max(decoupled, floor or 0) / max(joint, floor or 0) if control else None,
             ("at most", thresholds.max_decoupling_tax),
             ("even the full decoder loses too much by freezing the encoder", "raise num_steps of every arm", missing),
