@@ -18,7 +18,7 @@ def test_the_answer_gates_and_comparisons_come_before_the_means(tmp_path):
     assert "| samples.fd_efficientnet_lite0 | 61 | 52.02 | 60.02 |" in lines[places[-1] :]
 
 
-def test_below_three_seeds_no_interval_and_no_p_of_anything(tmp_path):
+def test_below_three_seeds_no_interval_no_p_and_no_opinion_of_anything(tmp_path):
     arms, seeds = ("baseline", "dae_dropout", "continued"), (0, 1)
     write_experiment(tmp_path, {"baseline": (33.0, 33.0, 61.0), "dae_dropout": (41.0, 29.0, 52.0)} | CONTROL, seeds, arm_noise=0.03)
     for arm, value in zip(arms, (0.2, 0.1, 0.2), strict=True):
@@ -27,7 +27,7 @@ def test_below_three_seeds_no_interval_and_no_p_of_anything(tmp_path):
     summary, _ = conclusion(tmp_path, arms, seeds)
     lines = report_in_short(summary, tmp_path).splitlines()
     assert "| dae_dropout | 0.8525 |  |  |  | 2 | undecided | 1 |" in lines
-    assert "| dae_dropout | factor_tv | 0.5 |  |  |  | 2 | agrees |" in lines
+    assert "| dae_dropout | factor_tv | 0.5 |  |  |  | 2 | no opinion |" in lines
     assert "| dae_dropout | continued | the weakness alone | 0.8667 |  |  |  | 2 |" in lines
 
 
