@@ -81,7 +81,7 @@ def num_parameters(module: torch.nn.Module) -> int:
 
 def test_the_documented_presets_are_there():
     faces = {"default", "smoke", "faces-dit", "faces-fair", "faces-fair-small"}
-    assert set(PRESETS) == faces | {"cifar10", "cifar10-dit", "faceshq-256", "ffhq-256-dit"}
+    assert set(PRESETS) == faces | {"cifar10", "cifar10-dit", "cifar10-fair", "faceshq-256", "ffhq-256-dit"}
 
 
 def test_the_default_preset_is_params_yaml():
