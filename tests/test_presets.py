@@ -80,7 +80,7 @@ def num_parameters(module: torch.nn.Module) -> int:
 
 
 def test_the_documented_presets_are_there():
-    faces = {"default", "smoke", "faces-dit", "faces-fair", "faces-fair-small"}
+    faces = {"default", "smoke", "faces-dit", "faces-fair", "faces-fair-small", "faces-fair-vq"}
     assert set(PRESETS) == faces | {"cifar10", "cifar10-dit", "cifar10-fair", "faceshq-256", "ffhq-256-dit"}
 
 
@@ -224,7 +224,7 @@ def test_the_prior_covers_the_whole_latent(name):
     assert prior.config.num_classes == (NUM_CLASSES if params.prior.class_conditional else 0)
 
 
-@pytest.mark.parametrize("name", ["default", "smoke", "faces-dit", "faces-fair", "faces-fair-small"])
+@pytest.mark.parametrize("name", ["default", "smoke", "faces-dit", "faces-fair", "faces-fair-small", "faces-fair-vq"])
 def test_a_drawn_source_has_images_for_training_and_evaluation(name):
     params = load_params(PRESETS[name])
     source = open_source(PROJECT / params.dataset.source, params.dataset.split)

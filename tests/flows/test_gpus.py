@@ -57,6 +57,12 @@ def test_commands_that_run_at_once_have_gpus_of_their_own():
             assert sorted(threads.map(run, range(4))) == ["0,1", "2,3", "4,5", "6,7"]
 
 
+def test_a_gpu_named_several_times_is_shared(driver, monkeypatch):
+    driver(1)
+    monkeypatch.setenv(VARIABLE, "0,0,0")
+    assert share(visible_gpus(), "compute", 3) == [{VARIABLE: "0"}] * 3
+
+
 @pytest.mark.parametrize(("gpus", "num_places"), [([], 3), (["0", "1"], 1)])
 def test_a_place_alone_or_without_gpus_sees_what_there_is(gpus, num_places):
     assert share(gpus, "compute", num_places) == [{}] * num_places
