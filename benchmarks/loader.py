@@ -1,4 +1,7 @@
-"""Claim: loading random batches from shards on disk reaches 0.8 of the rate at which OpenCV decodes the same bytes in memory."""
+"""Claim: loading random batches from shards on disk reaches 0.8 of the rate at which OpenCV decodes the same bytes in memory.
+
+Measured with images of 32 pixels; of smaller ones the decoding is less of the work.
+"""
 
 import io
 import sys
@@ -17,6 +20,8 @@ from storage.shards import EXTENSIONS, ShardDataset
 from training.randomness import batch_indices
 
 NUM_IMAGES = {"train": 2000}
+IMAGE_SIZE = 32
+BATCH_SIZE = 64
 NUM_REPETITIONS = 9
 AT_LEAST = 0.8
 
@@ -36,7 +41,7 @@ def decode_with_pil(data: bytes) -> np.ndarray:
 
 
 def main() -> int:
-    params = open_params()
+    params = open_params(dataset={"image_size": IMAGE_SIZE}, stage1={"batch_size": BATCH_SIZE})
     with tempfile.TemporaryDirectory() as name:
         folder = write_faces(Path(name), params, **NUM_IMAGES)
         shards = ShardDataset(folder, "train")
