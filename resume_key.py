@@ -1,6 +1,7 @@
 """What the result of a stage depends on: unfinished work is resumed under the same of it, and never under another.
 
-A run of days should survive what changes no result: how often it validates, how its batches are divided, comments, the words of messages.
+A run of days should survive what changes no result: how often it validates, how its batches are divided, comments, the words of messages,
+the files that plumbing.py lists.
 """
 
 from __future__ import annotations
@@ -15,11 +16,13 @@ from types import SimpleNamespace
 
 from pydantic import BaseModel
 
+from plumbing import NO_RESULT_DEPENDS_ON
 from sections import Optimization
 from storage.files import sha256_file
 from storage.seals import SEAL
 
 PROJECT = Path(__file__).parent
+FORMAT = "dae-scratch-1"  # of what scratch.py, publishing.py and stage.py keep: another starts over
 
 
 def resume_key(view: SimpleNamespace, inputs: dict[str, Path], files: tuple[str, ...]) -> str:
@@ -32,6 +35,7 @@ def resume_key(view: SimpleNamespace, inputs: dict[str, Path], files: tuple[str,
         files: names of files in the project that the stage reads and does not import.
     """
     content = {
+        "format": FORMAT,
         "parameters": {name: _plain(value) for name, value in vars(view).items() if name != "runtime"},
         "inputs": {name: _listing(path) if name == "source" and path.is_dir() else _content(path) for name, path in inputs.items()},
         "code": loaded_code() | {name: sha256_file(PROJECT / name) for name in files},
@@ -40,10 +44,11 @@ def resume_key(view: SimpleNamespace, inputs: dict[str, Path], files: tuple[str,
 
 
 def loaded_code() -> dict[str, str]:
-    """The project's own modules that this process has imported: name -> hash of what they mean."""
+    """The project's own modules that this process has imported and that decide results: name -> hash of what they mean."""
     files = {Path(module.__file__) for module in list(sys.modules.values()) if getattr(module, "__file__", None)}
     ours = sorted(file for file in files if file.is_relative_to(PROJECT) and ".venv" not in file.parts and file.suffix == ".py")
-    return {str(file.relative_to(PROJECT)): _hash_of_meaning(file.read_text()) for file in ours}
+    names = {file.relative_to(PROJECT).as_posix(): file for file in ours}
+    return {name: _hash_of_meaning(file.read_text()) for name, file in names.items() if name not in NO_RESULT_DEPENDS_ON}
 
 
 @cache

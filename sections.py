@@ -281,10 +281,6 @@ class SampleSection(Section):
             )
         return self
 
-    def sampler_settings(self) -> dict:
-        """The sampler's name and its own settings, without what only divides the work."""
-        return self.model_dump(exclude={"num_images", "batch_size", "images_per_shard"})
-
 
 class AutoregressiveSample(SampleSection):
     sampler: Literal["autoregressive"]

@@ -38,7 +38,7 @@ def run(params, inputs, outputs) -> dict:
         entries.append(entry)
     classes = read_manifest(inputs.shards)["classes"]
     size = frozen.autoencoder_config.image_size
-    made_by = {"frozen_sha256": frozen.sha256, "sampling": settings.sampler_settings()}
+    made_by = {"frozen_sha256": frozen.sha256, "sampling": sampler_settings(settings)}
     write_manifest(outputs.artifact, {"samples": entries}, size, "png", classes, **made_by)
     return {"num_images": settings.num_images, "frozen_sha256": frozen.sha256}
 
@@ -61,7 +61,7 @@ def sample_shard(
         for indices, wanted in whole_batches(rows, settings.batch_size):
             labels = draw_labels(indices, label_counts, seed).to(device)
             random = RowRandomness(indices, seed, "sample", device)
-            latents = generate(prior, labels, random, settings.sampler_settings())
+            latents = generate(prior, labels, random, sampler_settings(settings))
             with torch.inference_mode():
                 images = to_uint8(decoder(frozen.bottleneck.decode(latents))).cpu()
             for index, label, image in list(zip(indices, labels.tolist(), images, strict=True))[wanted]:
@@ -69,6 +69,11 @@ def sample_shard(
 
     write_json(record, write_shard(target, draw(), "png"))
     return len(rows)
+
+
+def sampler_settings(settings: Sample) -> dict:
+    """The sampler's name and its own settings, without what only divides the work."""
+    return settings.model_dump(exclude={"num_images", "batch_size", "images_per_shard"})
 
 
 def _shard_name(number: int) -> str:

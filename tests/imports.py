@@ -8,6 +8,8 @@ import importlib
 import re
 from pathlib import Path
 
+from plumbing import NO_RESULT_DEPENDS_ON
+
 PROJECT = Path(__file__).parent.parent
 MARKER = "      # code, by `make deps`\n"
 CODE_DEPS = re.compile(rf"(^    cmd: python -m tasks\.(\w+)(?:.*\n)+?{re.escape(MARKER)})(?:      - .*\n)*", re.MULTILINE)
@@ -44,13 +46,17 @@ def _files_of(dotted: str) -> list[Path]:
     return [path for path in (base.with_suffix(".py"), base / "__init__.py") if path.is_file()]
 
 
+def code_deps(name: str) -> list[str]:
+    """Files of the project that the result of a stage depends on: those that it imports or reads, without the plumbing."""
+    stage = importlib.import_module(f"tasks.{name}").STAGE
+    return sorted({*own_files(PROJECT / f"tasks/{name}.py"), *stage.files} - NO_RESULT_DEPENDS_ON.keys())
+
+
 def with_code_deps(graph: str) -> str:
-    """The text of dvc.yaml with the files below each marker replaced by those that the stage imports and reads."""
+    """The text of dvc.yaml with the files below each marker replaced by the stage's ``code_deps``."""
 
     def block(match: re.Match) -> str:
-        stage = importlib.import_module(f"tasks.{match[2]}").STAGE
-        files = sorted({*own_files(PROJECT / f"tasks/{match[2]}.py"), *stage.files})
-        return match[1] + "".join(f"      - {name}\n" for name in files)
+        return match[1] + "".join(f"      - {name}\n" for name in code_deps(match[2]))
 
     return CODE_DEPS.sub(block, graph)
 

@@ -15,6 +15,7 @@ from storage.frozen import load_frozen
 from storage.latents import LatentDataset
 from storage.priors import load_prior
 from storage.shards import ShardDataset
+from tasks.sample import sampler_settings
 from tests.families import small_params, write_source
 
 ONCE = ("shards", "reference")
@@ -66,7 +67,7 @@ def check_report(root, params: Params, metrics: dict, section: str, prior_metric
     header = (root / f"curves/prior/{RUN}.csv").read_text().splitlines()[0].split(",")
     assert {column, f"validation_{column}"} <= set(header)
     manifest = json.loads((root / f"artifacts/sample/{RUN}/manifest.json").read_text())
-    assert manifest["sampling"] == params.sample.sampler_settings() and manifest["sampling"]["sampler"] == params.sample.sampler
+    assert manifest["sampling"] == sampler_settings(params.sample) and manifest["sampling"]["sampler"] == params.sample.sampler
     run_stages(["report"], params, root)
     return words(root)
 

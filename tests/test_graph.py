@@ -9,7 +9,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.imports import MARKER, PROJECT, imported_names, own_files, with_code_deps
+import sections
+from plumbing import NO_RESULT_DEPENDS_ON
+from tests.imports import MARKER, PROJECT, code_deps, imported_names, own_files, with_code_deps
+from validation import Section
 
 GRAPH = yaml.safe_load((PROJECT / "dvc.yaml").read_text())
 STAGES = GRAPH["stages"]
@@ -30,11 +33,12 @@ ALLOWED = {
     "flows": {"params", "errors", "evaluation.arms", "flows"},
     "errors.py": set(),
     "params.py": {"errors", "sections", "source_check", "validation", "yaml_file"},
+    "plumbing.py": set(),
     "progress.py": set(),
     "sections.py": {"validation"},
     "publishing.py": set(),
     "scratch.py": {"errors", "storage.files"},
-    "resume_key.py": {"sections", "storage.files", "storage.seals"},
+    "resume_key.py": {"plumbing", "sections", "storage.files", "storage.seals"},
     "stage.py": {"errors", "params", "publishing", "resume_key", "scratch", "storage.files", "storage.seals", "temporary"},
     "temporary.py": set(),
     "source_check.py": {"errors"},
@@ -106,11 +110,29 @@ def test_every_task_is_a_stage_and_every_stage_a_task():
 
 
 @pytest.mark.parametrize("name", STAGES)
-def test_dependencies_are_the_inputs_and_exactly_the_imported_files(name):
-    stage = declared(name)
+def test_dependencies_are_the_inputs_and_the_imported_files_without_the_plumbing(name):
     deps = [plain(dep) for dep in STAGES[name]["deps"]]
     assert len(deps) == len(set(deps))
-    assert set(deps) == {*stage.inputs.values(), *own_files(PROJECT / f"tasks/{name}.py"), *stage.files}
+    assert set(deps) == {*declared(name).inputs.values(), *code_deps(name)}
+
+
+@pytest.mark.parametrize("name", NO_RESULT_DEPENDS_ON)
+def test_plumbing_is_imported_by_stages_and_can_decide_no_result(name):
+    """It draws no random number, and knows neither models nor losses, schedules and formats of images and latents."""
+    assert NO_RESULT_DEPENDS_ON[name]
+    assert any(name in own_files(PROJECT / f"tasks/{stage}.py") for stage in STAGES)
+    of_results = ("random", "numpy", "models", "evaluation", "training.randomness", "training.schedule", "storage.latents")
+    assert not [module for module in imported_names(PROJECT / name) if module.startswith(of_results)]
+    calls = [node.func for node in ast.walk(ast.parse((PROJECT / name).read_text())) if isinstance(node, ast.Call)]
+    called = [getattr(function, "attr", getattr(function, "id", "")) for function in calls]
+    assert not [function for function in called if "seed" in function or "rand" in function]
+
+
+def test_no_value_is_decided_by_the_schema():
+    """What params.yaml does not say is missing: a default would decide results in a file that no stage depends on."""
+    models = [value for value in vars(sections).values() if isinstance(value, type) and issubclass(value, Section)]
+    assert len(models) > 20
+    assert not [(model.__name__, name) for model in models for name, field in model.model_fields.items() if not field.is_required()]
 
 
 def test_make_deps_leaves_the_committed_graph_as_it_is():

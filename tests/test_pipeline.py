@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from plumbing import NO_RESULT_DEPENDS_ON
 from tests.clone import NUM_STAGES, PER_ARM, PRODUCED, Clone
 from tests.families import with_family
 
@@ -83,6 +84,37 @@ def test_runtime_settings_rerun_nothing(finished):
     finished.change_params({"runtime": {"num_threads": 1, "checkpoint_every_steps": 5}})
     assert "Running stage" not in finished.dvc("repro", "--dry")
     finished.run("git", "checkout", "params.yaml")
+
+
+def edit(clone: Clone, names: list[str]) -> None:
+    for name in names:
+        with (clone.folder / name).open("a") as file:
+            file.write("\nCHANGED = True\n")
+
+
+def test_a_change_of_plumbing_reruns_nothing(finished):
+    edit(finished, list(NO_RESULT_DEPENDS_ON))
+    assert "Data and pipelines are up to date." in finished.dvc("status")
+    assert "Running stage" not in finished.dvc("repro")
+    finished.run("git", "checkout", *NO_RESULT_DEPENDS_ON)
+
+
+@pytest.mark.parametrize(
+    ("name", "stages"),
+    [
+        ("models/latent_noise.py", {"stage1", "stage2"}),
+        ("training/schedule.py", {"stage1", "stage2", "prior"}),
+        ("models/dit.py", {"prior", "sample"}),
+        ("storage/latents.py", {"stage1", "encode", "stage2", "prior", "evaluate"}),
+        ("evaluation/verdict.py", {"report"}),
+    ],
+)
+def test_a_change_of_what_decides_results_reruns_what_imports_it(finished, name, stages):
+    edit(finished, [name])
+    status = json.loads(finished.dvc("status", "--json"))
+    changed = {stage.partition("@")[0] for stage, reasons in status.items() if {"changed deps": {name: "modified"}} in reasons}
+    assert changed == stages
+    finished.run("git", "checkout", name)
 
 
 def test_deleted_outputs_come_back_without_their_stages(finished):

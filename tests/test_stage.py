@@ -258,6 +258,19 @@ def test_scratch_outlives_other_words_but_no_other_code(root, monkeypatch, text,
     assert seen == ["", "x" if is_resumed else ""]
 
 
+@pytest.mark.parametrize(("file", "is_resumed"), [("errors.py", True), ("training/launch.py", True), ("training/loop.py", False)])
+def test_scratch_outlives_a_change_of_plumbing_and_of_nothing_else(root, monkeypatch, file, is_resumed):
+    monkeypatch.setattr(resume_key, "PROJECT", root / "project")
+    (root / "project/training").mkdir(parents=True)
+    seen: list[str] = []
+    load_module(root / "project" / file, MODULE, monkeypatch)
+    with pytest.raises(Interrupted):
+        execute(toy(count(seen, fail=True)), PARAMS, None, 0, root)
+    load_module(root / "project" / file, MODULE.replace("x < 0", "x <= 0"), monkeypatch)
+    execute(toy(count(seen)), PARAMS, None, 0, root)
+    assert seen == ["", "x" if is_resumed else ""]
+
+
 def test_an_input_is_known_by_its_content(root):
     """What DVC has restored has other modification times: state made from it still counts."""
     seen: list[str] = []
