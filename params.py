@@ -14,6 +14,9 @@ from pydantic import ValidationError, model_validator
 
 from errors import PipelineError
 from sections import (
+    BOTTLENECKS,
+    PRIORS,
+    TOKENS,
     Arm,
     Autoencoder,
     Bottleneck,
@@ -35,9 +38,6 @@ from source_check import require_source
 from validation import Name, Section, explain
 from yaml_file import read_mapping, require_one_reading
 
-# What goes together. A prior models tokens or continuous latents, and is sampled in its own ways.
-BOTTLENECKS_OF_PRIOR = {"transformer": ("vq", "fsq"), "maskgit": ("vq", "fsq"), "dit": ("kl",)}
-SAMPLERS_OF_PRIOR = {"transformer": ("autoregressive",), "maskgit": ("maskgit",), "dit": ("euler", "heun", "stochastic")}
 MIN_DISCRIMINATOR_SIDE = 3  # pixels that its strided layers leave: each of its last two takes one off
 
 
@@ -84,17 +84,16 @@ class Params(Section):
         for resolution in autoencoder.attention_resolutions:
             if resolution not in sides:
                 raise ValueError(f"autoencoder.attention_resolutions {resolution}: no feature map has that side; there are {sides}")
-        if self.prior.kind == "dit" and sides[-1] % self.prior.patch_size:
-            raise ValueError(f"prior.patch_size {self.prior.patch_size} does not divide the latent's side, {sides[-1]}")
+        self.prior.require_side(sides[-1])
 
     def _check_kinds(self) -> None:
         bottleneck, prior, sampler = self.bottleneck.kind, self.prior.kind, self.sample.sampler
         _check_pair(bottleneck, prior)
-        if sampler not in SAMPLERS_OF_PRIOR[prior]:
-            priors = [kind for kind, samplers in SAMPLERS_OF_PRIOR.items() if sampler in samplers]
+        if sampler not in self.prior.SAMPLERS:
+            priors = [kind for kind, section in PRIORS.items() if sampler in section.SAMPLERS]
             raise ValueError(
                 f"sample.sampler {sampler} does not sample from prior.kind {prior}: set sample.sampler to "
-                f"{' or '.join(SAMPLERS_OF_PRIOR[prior])}, or prior.kind to {' or '.join(priors)}"
+                f"{' or '.join(self.prior.SAMPLERS)}, or prior.kind to {' or '.join(priors)}"
             )
         if self.sample.guidance_scale != 1.0 and not self.prior.class_conditional:
             raise ValueError("sample.guidance_scale other than 1 needs prior.class_conditional: true")
@@ -120,8 +119,11 @@ class Params(Section):
                     f"reconstruction_loss.discriminator_num_layers {num_layers}: each halves the image, and of dataset.image_size {size} "
                     f"fewer than {MIN_DISCRIMINATOR_SIDE} pixels are left; set fewer, or num_adversarial_steps of every arm to 0"
                 )
-            if section.latent_noise and section.latent_noise.kind == "swapped" and bottleneck == "kl":
-                raise ValueError(f"{key}.latent_noise: kind swapped needs tokens, and bottleneck.kind is kl; set added or interpolated")
+            if section.latent_noise and section.latent_noise.kind == "swapped" and self.bottleneck.LATENTS != TOKENS:
+                raise ValueError(
+                    f"{key}.latent_noise: kind swapped needs tokens, and bottleneck.kind {bottleneck} makes {self.bottleneck.LATENTS}; "
+                    "set added or interpolated"
+                )
         key, own = f"arms.{name}.stage1.bottleneck", arm.stage1.bottleneck or {}
         if "kind" in own:
             raise ValueError(f"{key}.kind: every arm has the kind of bottleneck, {bottleneck}; take it out")
@@ -174,7 +176,7 @@ def check(path: Path) -> Params:
 def _require_pair(path: Path, tree: dict) -> None:
     """Kinds that do not go together come before what one of them lacks: all its keys would be wrong."""
     kinds = [section.get("kind") if isinstance(section := tree.get(name), dict) else None for name in ("bottleneck", "prior")]
-    if kinds[1] in BOTTLENECKS_OF_PRIOR and any(kinds[0] in kinds_of for kinds_of in BOTTLENECKS_OF_PRIOR.values()):
+    if kinds[0] in BOTTLENECKS and kinds[1] in PRIORS:
         try:
             _check_pair(*kinds)
         except ValueError as error:
@@ -182,11 +184,13 @@ def _require_pair(path: Path, tree: dict) -> None:
 
 
 def _check_pair(bottleneck: str, prior: str) -> None:
-    if bottleneck not in BOTTLENECKS_OF_PRIOR[prior]:
-        priors = [kind for kind, bottlenecks in BOTTLENECKS_OF_PRIOR.items() if bottleneck in bottlenecks]
+    made, modelled = BOTTLENECKS[bottleneck].LATENTS, PRIORS[prior].LATENTS
+    if made != modelled:
+        priors = [kind for kind, section in PRIORS.items() if made == section.LATENTS]
+        bottlenecks = [kind for kind, section in BOTTLENECKS.items() if modelled == section.LATENTS]
         raise ValueError(
             f"bottleneck.kind {bottleneck} and prior.kind {prior} do not go together: with bottleneck.kind {bottleneck} set prior.kind "
-            f"to {' or '.join(priors)}, with prior.kind {prior} set bottleneck.kind to {' or '.join(BOTTLENECKS_OF_PRIOR[prior])}"
+            f"to {' or '.join(priors)}, with prior.kind {prior} set bottleneck.kind to {' or '.join(bottlenecks)}"
         )
 
 

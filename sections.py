@@ -1,17 +1,18 @@
 """The sections of params.yaml: which values each has, and what they may be. params.py puts them together.
 
-Sections that come in several kinds (bottleneck, prior, sample) are unions told apart by one key.
+Sections that come in several kinds (bottleneck, prior, sample) are unions told apart by one key. What goes with what is said by each kind.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, get_args
 
 from pydantic import Field, model_validator
 
 from validation import Count, Fraction, Name, PositiveFloat, PositiveInt, Probability, Section, Weight
 
+TOKENS, CONTINUOUS = "tokens", "continuous latents"  # what a bottleneck makes, and a prior models
 MAX_CODES = 2**31 - 1
 MAX_IMAGE_SIZE = 16384
 MAX_PROCESSES = 1024  # and threads: more is a slip of the finger
@@ -63,7 +64,15 @@ class Autoencoder(Section):
         return self.patch_size * 2 ** (len(self.channel_multipliers) - 1)
 
 
+def kinds_of(union, key: str = "kind") -> dict[str, type[Section]]:
+    """Name of a kind -> its section, of a union that is told apart by a key."""
+    sections = get_args(get_args(union)[0])
+    return {name: section for section in sections for name in get_args(section.model_fields[key].annotation)}
+
+
 class VQBottleneck(Section):
+    LATENTS: ClassVar = TOKENS
+
     kind: Literal["vq"]
     num_codes: Annotated[int, Field(ge=2, le=MAX_CODES)]
     code_dim: PositiveInt
@@ -72,12 +81,16 @@ class VQBottleneck(Section):
 
 
 class KLBottleneck(Section):
+    LATENTS: ClassVar = CONTINUOUS
+
     kind: Literal["kl"]
     latent_channels: PositiveInt
     kl_weight: Weight
 
 
 class FSQBottleneck(Section):
+    LATENTS: ClassVar = TOKENS
+
     kind: Literal["fsq"]
     levels: Annotated[list[Annotated[int, Field(ge=2)]], Field(min_length=1)]
 
@@ -89,6 +102,7 @@ class FSQBottleneck(Section):
 
 
 Bottleneck = Annotated[VQBottleneck | KLBottleneck | FSQBottleneck, Field(discriminator="kind")]
+BOTTLENECKS = kinds_of(Bottleneck)
 
 
 class ReconstructionLoss(Section):
@@ -198,14 +212,28 @@ class PriorTraining(Optimization):
 
 
 class PriorSection(Section):
-    """What every kind of prior has."""
+    """What every kind of prior has.
+
+    Attributes:
+        LATENTS: what it models.
+        SAMPLERS: the ways it is sampled in.
+    """
+
+    LATENTS: ClassVar[str]
+    SAMPLERS: ClassVar[tuple[str, ...]]
 
     class_conditional: bool
     label_dropout: Probability
     training: PriorTraining
 
+    def require_side(self, side: int) -> None:
+        """Raise ValueError when it cannot model latents of ``side`` x ``side`` positions."""
+
 
 class TransformerPrior(PriorSection):
+    LATENTS = TOKENS
+    SAMPLERS = ("autoregressive",)
+
     kind: Literal["transformer"]
     num_layers: PositiveInt
     num_heads: PositiveInt
@@ -218,6 +246,9 @@ class TransformerPrior(PriorSection):
 
 
 class MaskGITPrior(PriorSection):
+    LATENTS = TOKENS
+    SAMPLERS = ("maskgit",)
+
     kind: Literal["maskgit"]
     num_layers: PositiveInt
     num_heads: PositiveInt
@@ -231,6 +262,9 @@ class MaskGITPrior(PriorSection):
 
 
 class DiTPrior(PriorSection):
+    LATENTS = CONTINUOUS
+    SAMPLERS = ("euler", "heun", "stochastic")
+
     kind: Literal["dit"]
     size: Literal["S", "B", "L", "XL"] | None
     num_layers: PositiveInt | None
@@ -251,8 +285,13 @@ class DiTPrior(PriorSection):
             raise ValueError("size is null, so num_layers, num_heads and width must all be numbers; or set size to S, B, L or XL")
         return self if self.size else _require_heads_divide_width(self)
 
+    def require_side(self, side: int) -> None:
+        if side % self.patch_size:
+            raise ValueError(f"prior.patch_size {self.patch_size} does not divide the latent's side, {side}")
+
 
 Prior = Annotated[TransformerPrior | MaskGITPrior | DiTPrior, Field(discriminator="kind")]
+PRIORS = kinds_of(Prior)
 
 
 def _require_heads_divide_width(prior):

@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 from benchmarks.measure import alternate, conclude
 from benchmarks.setting import open_params, write_faces
 from evaluation.extractors import build_extractor
-from evaluation.fidelity import KID_SEED, Reference, extract, metric_names, sample_metrics
+from evaluation.fidelity import KID_SEED, Reference, distance_metrics, extract, sample_metrics
 from storage.shards import ShardDataset
 from training.device import prepare_device
 
@@ -71,7 +71,7 @@ def main() -> int:
             )
 
         ratios = alternate(direct, ours, NUM_REPETITIONS)
-    frechet, kernel = metric_names(settings.extractor)
+    frechet, kernel = (metric.name for metric in distance_metrics(settings.extractor))
     names = {frechet: "frechet_inception_distance", kernel: "kernel_inception_distance_mean", "precision": "precision", "recall": "recall"}
     for ours_name, direct_name in names.items():
         found, expected = values["ours"][ours_name], values["direct"][direct_name]

@@ -21,6 +21,7 @@ from storage.files import sha256_file
 
 EFFICIENTNET = "efficientnet-lite0"
 INCEPTION = "inception-v3-compat"
+LABELS = {EFFICIENTNET: "EfficientNet-Lite0"}  # Inception's is implied by the names of its metrics
 INCEPTION_FILE = URL_INCEPTION_V3.rsplit("/", 1)[1]
 MIN_INPUT_SIZE = 64  # of EfficientNet-Lite0: below, its last map is 1x1 and 97% of the features are 0 whatever the image
 PATH_KEY = "evaluation.extractor_weights_path"

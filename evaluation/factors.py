@@ -17,12 +17,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from errors import PipelineError
+from models.metric import Metric
 from progress import progress_bar
 from storage.files import read_json, require_format, sha256_file, write_json
 from storage.weights import build_from, load_into, save_weights
 
 FORMAT = "dae-factors-1"
 RECORD, WEIGHTS = "factors.json", "factors.safetensors"
+FACTOR_TV = Metric("factor_tv", "Factor law, total variation", -1)
 MIN_ACCURACY = 0.9  # on validation images, of a factor that is judged by
 SIDE = 32  # pixels that an image is brought to; what is finer is no factor
 WIDTH = 16
@@ -137,8 +139,8 @@ def with_factors(extractor: Callable[[Tensor], dict[str, Tensor]], judge: Factor
 
 
 def factor_metrics(judge: FactorJudge | None, outputs: dict[str, Tensor]) -> dict[str, float]:
-    """``factor_tv`` of what an extractor of ``with_factors`` gave; nothing where there is no judge, or none that can read."""
-    return {"factor_tv": judge.total_variation(outputs["factors"])} if judge is not None and judge.kept else {}
+    """FACTOR_TV of what an extractor of ``with_factors`` gave; nothing where there is no judge, or none that can read."""
+    return {FACTOR_TV.name: judge.total_variation(outputs["factors"])} if judge is not None and judge.kept else {}
 
 
 def to_side(images: Tensor) -> Tensor:

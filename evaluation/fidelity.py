@@ -17,10 +17,13 @@ from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, kid_features_to_metri
 from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, prc_features_to_metric
 
 from errors import PipelineError
-from evaluation.extractors import INCEPTION, Extractor
+from evaluation.extractors import INCEPTION, LABELS, Extractor
 from evaluation.pyramid import NUM_PROJECTIONS, num_patches_per_image
+from models.metric import Metric
 from sections import Evaluation
 
+PRECISION, RECALL = Metric("precision", "Precision", 1), Metric("recall", "Recall", 1)
+INCEPTION_SCORE = Metric("inception_score", "Inception score", 1)
 DISTANCE_BLOCK_ROWS = 2000  # of the matrix of distances between two sets of images, held at once
 KID_SEED = 2020  # of the subsets; the same for every run, so that two runs differ by their images alone
 
@@ -37,12 +40,17 @@ class Reference:
         return cls(features, features_to_statistics(features))
 
 
-def metric_names(extractor: str) -> tuple[str, str]:
-    """Names of the Fréchet and the kernel distance on this extractor's features."""
+def distance_metrics(extractor: str) -> tuple[Metric, Metric]:
+    """The Fréchet and the kernel distance on this extractor's features, under the names that are theirs."""
     if extractor == INCEPTION:
-        return "fid", "kid"
-    suffix = extractor.replace("-", "_")
-    return f"fd_{suffix}", f"kd_{suffix}"
+        return Metric("fid", "FID", -1), Metric("kid", "KID", -1)
+    suffix, features = extractor.replace("-", "_"), LABELS.get(extractor, extractor)
+    return Metric(f"fd_{suffix}", "FD", -1, features=features), Metric(f"kd_{suffix}", "KD", -1, features=features)
+
+
+def fidelity_metrics(extractor: str) -> tuple[Metric, ...]:
+    """All that ``sample_metrics`` measures on this extractor's features."""
+    return *distance_metrics(extractor), PRECISION, RECALL, *((INCEPTION_SCORE,) if extractor == INCEPTION else ())
 
 
 def extract(extractor: Extractor, batches: Iterable[torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -76,16 +84,16 @@ def precision_recall(features: torch.Tensor, reference: torch.Tensor) -> dict[st
         _require(one, 4, "precision and recall (an image and its 3 neighbours)")
     blocks = {"save_cpu_ram": True, "prc_batch_size": DISTANCE_BLOCK_ROWS}  # all distances of 50,000 images at once are 40 GB
     values = prc_features_to_metric(features, reference, verbose=False, **blocks)
-    return {"precision": values[KEY_METRIC_PRECISION], "recall": values[KEY_METRIC_RECALL]}
+    return {PRECISION.name: values[KEY_METRIC_PRECISION], RECALL.name: values[KEY_METRIC_RECALL]}
 
 
 def distances(outputs: dict[str, torch.Tensor], reference: Reference, extractor: Extractor, settings: Evaluation) -> dict[str, float]:
-    """Fréchet and kernel distance of extracted images to the reference, under the names that are theirs."""
-    frechet, kernel = metric_names(extractor.name)
+    """Fréchet and kernel distance of extracted images to the reference."""
+    frechet, kernel = distance_metrics(extractor.name)
     features = outputs["features"]
     return {
-        frechet: frechet_distance(features_to_statistics(features), reference.statistics),
-        kernel: kernel_distance(features, reference.features, settings.kid_subset_size, settings.kid_num_subsets),
+        frechet.name: frechet_distance(features_to_statistics(features), reference.statistics),
+        kernel.name: kernel_distance(features, reference.features, settings.kid_subset_size, settings.kid_num_subsets),
     }
 
 
@@ -94,7 +102,7 @@ def sample_metrics(outputs: dict[str, torch.Tensor], reference: Reference, extra
     metrics = distances(outputs, reference, extractor, settings) | precision_recall(outputs["features"], reference.features)
     if "logits" in outputs:
         _require(outputs["logits"], 10, "an Inception score (10 splits)")
-        metrics["inception_score"] = isc_features_to_metric(outputs["logits"])[KEY_METRIC_ISC_MEAN]
+        metrics[INCEPTION_SCORE.name] = isc_features_to_metric(outputs["logits"])[KEY_METRIC_ISC_MEAN]
     return metrics
 
 

@@ -15,8 +15,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from errors import PipelineError
+from models.metric import Metric
 
-SWD = "swd_laplacian"  # the metric's key
+SWD = Metric("swd_laplacian", "SWD of Laplacian patches", -1, "× 1000")
 PATCH_SIZE = 7  # pixels a side, at every level
 MIN_LEVEL_SIZE = 8  # a level is halved as long as the next one has this many pixels a side
 NUM_PROJECTIONS = 128
@@ -79,7 +80,7 @@ class PyramidPatches:
 
     def _place(self, sizes: list[int]) -> None:
         if sizes[-1] < PATCH_SIZE:
-            raise PipelineError(f"dataset.image_size is {sizes[0]}: {SWD} compares patches of {PATCH_SIZE} pixels a side; raise it")
+            raise PipelineError(f"dataset.image_size is {sizes[0]}: {SWD.name} compares patches of {PATCH_SIZE} pixels a side; raise it")
         generator = torch.Generator().manual_seed(SEED)
         self._corners = [torch.randint(size - PATCH_SIZE + 1, (2, *self._size), generator=generator) for size in sizes]
         self._patches = [torch.empty(*self._size, 3, PATCH_SIZE**2) for _ in sizes]

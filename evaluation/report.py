@@ -10,7 +10,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from evaluation.plots import NUM_ARM_COLORS, draw_panels, embed_grid, read_curve
 from evaluation.statistics import LOOKS, log_ratios, pair
-from evaluation.summary import EXTRACTOR_LABELS, TRAINING_STAGES, decimals, describe, format_duration
+from evaluation.summary import TRAINING_STAGES, decimals, format_duration, label_of
 
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
 NUM_NAMES_SHOWN = 20  # of skipped images; the rest are counted
@@ -19,7 +19,6 @@ SECTION_LABELS = {
     "reconstruction_stage2": "Reconstruction after stage 2",
     "samples": "Samples",
     "prior_gap": "What the prior costs: samples to reconstructions",
-    "codebook": "Codebook",
     "latent": "Latent",
     "prior": "Prior",
 }
@@ -29,26 +28,6 @@ STAGE_LABELS = {
     "prior": "Prior on the latents",
 }
 STAGE_NAMES = {"stage1": "Stage 1", "stage2": "Stage 2", "prior": "Prior"}
-# How the prior was judged -> what its value says of two arms; no two of them are ever in one column.
-PRIOR_NOTES = {
-    "validation_nll_nats_per_token": (
-        "Negative log-likelihoods of different arms are not strictly comparable: each prior models another code. A lower one says "
-        "that its code is easier to predict, not that its images are better; hence no mark."
-    ),
-    "validation_masked_nll_nats_per_token": (
-        "Negative log-likelihoods of masked tokens, with as many masked as in training, are no likelihoods of whole images, and those "
-        "of different arms are not strictly comparable: each prior models another code; hence no mark."
-    ),
-    "validation_flow_matching_loss": (
-        "The flow-matching loss, at fixed times and noise, chooses a prior's best step; it is no likelihood. It is measured on each "
-        "arm's own latents, normalised, so those of different arms are not comparable; hence no mark."
-    ),
-}
-LATENT_NOTE = (
-    "Of continuous latents: the divergence of the encoder's distributions from the standard normal, the share of the encoder's own noise "
-    "in a sampled latent's variance (mean over channels), and the standard deviation of the quietest and the loudest channel before "
-    "normalisation."
-)
 QUALITY_SECTIONS = ("reconstruction_stage1", "reconstruction_stage2", "samples")
 GRIDS = {
     "real": "Real validation images",
@@ -90,22 +69,22 @@ def render(title: str, summary: dict, durations: list[dict], curves: Path, grids
         title=title,
         summary=summary,
         arms=[_arm_view(summary, parameters, arm) for arm in summary["arm_names"]],
-        distance=describe(summary["distance"]).full_label,
+        distance=label_of(summary, summary["distance"]).full_label,
         is_inception=summary["distance"] == "fid",
         chart=_distance_chart(summary),
         gates=[_gate_view(gate) for gate in summary["gates"]],
-        comparisons=[_comparison_view(row) for row in summary["comparisons"]],
+        comparisons=[_comparison_view(summary, row) for row in summary["comparisons"]],
         attribution=[_ratio_view(row) for row in summary["attribution"]],
         looks=" and ".join(", ".join(map(str, LOOKS)).rsplit(", ", 1)),
         quality=_table(summary, quality, with_floor=True),
         others=_table(summary, [name for name in names if name not in quality], with_floor=False),
-        notes=_notes(names),
+        notes=_notes(summary, [name for name in names if name not in quality]),
         budget=_budget_table(summary),
         sizes=_size_table(summary),
         skipped_steps=_skipped_steps(summary),
         expectations=[_expectation_view(row) for row in summary["expectations"]],
         protocol=summary["protocol"],
-        extractor=EXTRACTOR_LABELS.get(summary["protocol"]["extractor"], summary["protocol"]["extractor"]),
+        extractor=label_of(summary, summary["distance"]).features or summary["protocol"]["extractor"],
         paper=PAPER,
         grids=[(seed, _grid_rows(summary, grids, seed)) for seed in summary["seeds"]],
         training=[_training_view(summary, curves, stage) for stage in TRAINING_STAGES],
@@ -218,11 +197,14 @@ def _table(summary: dict, names: list[str], with_floor: bool) -> dict:
     return table
 
 
-def _notes(names: list[str]) -> list[str]:
-    """What a reader must know of the measures of latents and priors that there are."""
-    measures = [name.partition(".")[2] for name in names if name.startswith("prior.")]
-    notes = [PRIOR_NOTES[measure] for measure in measures if measure in PRIOR_NOTES]
-    return ([LATENT_NOTE] if any(name.startswith("latent.") for name in names) else []) + notes
+def _notes(summary: dict, names: list[str]) -> list[tuple[str, str]]:
+    """What a reader must know of these metrics: labels of those that share a note, and the note."""
+    labels: dict[str, list[str]] = {}
+    for name in names:
+        metric = label_of(summary, name.partition(".")[2])
+        if metric.note and metric.label not in labels.setdefault(metric.note, []):
+            labels[metric.note].append(metric.label)
+    return [("; ".join(of_note), note) for note, of_note in labels.items()]
 
 
 def _groups(columns: list[dict]) -> list[dict]:
@@ -238,7 +220,7 @@ def _groups(columns: list[dict]) -> list[dict]:
 
 def _metric_column(summary: dict, name: str) -> dict:
     section, _, key = name.partition(".")
-    metric = describe(key)
+    metric = label_of(summary, key)
     scale, suffix = (100, " %") if metric.unit == "%" else (1, "")
     runs = [run for arm in summary["arms"].values() for run in arm["runs"].values()]
     same = [other for other in runs[0] if other.partition(".")[2] == key]  # the metric in every section, to look alike everywhere
@@ -350,12 +332,13 @@ def _gate_view(gate: dict) -> dict:
     }
 
 
-def _comparison_view(row: dict) -> dict:
-    judges = [
-        judge | {"label": describe(judge["metric"]).full_label, "interval_text": format_interval(judge), "tone": TONES[judge["opinion"]]}
-        for judge in row["judges"]
-    ]
-    return _ratio_view(row) | {"judges": judges, "tone": TONES[row["decision"]]}
+def _comparison_view(summary: dict, row: dict) -> dict:
+    return _ratio_view(row) | {"judges": [_judge_view(summary, judge) for judge in row["judges"]], "tone": TONES[row["decision"]]}
+
+
+def _judge_view(summary: dict, judge: dict) -> dict:
+    label = label_of(summary, judge["metric"]).full_label
+    return judge | {"label": label, "interval_text": format_interval(judge), "tone": TONES[judge["opinion"]]}
 
 
 def _ratio_view(row: dict) -> dict:
@@ -391,13 +374,13 @@ def _training_view(summary: dict, curves: Path, stage: str) -> dict:
         for seed_index, seed in enumerate(summary["seeds"])
     ]
     drawn = {curve.arm for curve in runs if any(curve.points.values())}
-    panels = [panel | {"label": _curve_label(panel["metric"])} for panel in draw_panels(stage, runs)]
+    panels = [panel | {"label": _curve_label(summary, panel["metric"])} for panel in draw_panels(stage, runs)]
     absent = [arm for index, arm in enumerate(summary["arm_names"]) if index not in drawn]
     return {"label": STAGE_LABELS[stage], "panels": panels, "absent": absent}
 
 
-def _curve_label(column: str) -> str:
-    metric = describe(column)
+def _curve_label(summary: dict, column: str) -> str:
+    metric = label_of(summary, column)
     return f"{metric.label}, {metric.unit}" if metric.unit not in ("", "%") else metric.full_label  # a share is drawn as a fraction
 
 

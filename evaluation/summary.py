@@ -9,17 +9,18 @@ import math
 import statistics
 import sys
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import BaseModel
 
 from errors import PipelineError
 from evaluation.records import AutoencoderRecord, DataRecord, DurationRecord, EvaluationRecord, ReferenceRecord, TrainingRecord
+from models.metric import Metric
 from storage.files import MANIFEST, read_json, require_keys
+from storage.legends import describe, read_legend
 from storage.shards import read_manifest
 
-FORMAT = "dae-report-2"
+FORMAT = "dae-report-3"
 TRAINING_STAGES = ("stage1", "stage2", "prior")
 # The order in which the stages are shown. Which stages there are is read from the folder of durations.
 STAGE_ORDER = ("shards", "reference", "stage1", "freeze", "encode", "stage2", "prior", "sample", "evaluate")
@@ -27,79 +28,24 @@ STAGE_ORDER = ("shards", "reference", "stage1", "freeze", "encode", "stage2", "p
 EXPECTATIONS = (("reconstruction_stage1", "worse"), ("reconstruction_stage2", "better"), ("samples", "better"))
 
 
-@dataclass(frozen=True)
-class Metric:
-    """How a metric is called and read.
-
-    Attributes:
-        label: the name people see.
-        features: the extractor it rests on, where its name does not imply one.
-        direction: -1 when smaller is better, 1 when larger is, 0 when neither holds or arms cannot be compared by it.
-        unit: of the value; "%" for shares, which are stored as fractions.
-    """
-
-    label: str
-    direction: int = 0
-    unit: str = ""
-    features: str = ""
-
-    @property
-    def full_label(self) -> str:
-        return f"{self.label} ({self.features})" if self.features else self.label
-
-
-METRICS = {
-    "fid": Metric("FID", -1),
-    "kid": Metric("KID", -1),
-    "swd_laplacian": Metric("SWD of Laplacian patches", -1, "× 1000"),
-    "factor_tv": Metric("Factor law, total variation", -1),
-    "psnr_db": Metric("PSNR", 1, "dB"),
-    "precision": Metric("Precision", 1),
-    "recall": Metric("Recall", 1),
-    "inception_score": Metric("Inception score", 1),
-    "usage": Metric("Codebook use", 0, "%"),
-    "perplexity": Metric("Codebook perplexity"),
-    "kl_nats_per_image": Metric("Information (KL)", 0, "nats per image"),
-    "noise_share": Metric("Encoder noise", 0, "%"),
-    "channel_std_min": Metric("Channel deviation, smallest"),
-    "channel_std_max": Metric("Channel deviation, largest"),
-    "validation_nll_nats_per_token": Metric("Prior NLL", 0, "nats per token"),
-    "transformer_loss": Metric("NLL", 0, "nats per token"),
-    "validation_masked_nll_nats_per_token": Metric("Prior masked NLL", 0, "nats per masked token"),
-    "maskgit_loss": Metric("Masked NLL", 0, "nats per masked token"),
-    "validation_flow_matching_loss": Metric("Prior flow-matching loss"),
-    "dit_loss": Metric("Flow-matching loss"),
-    "kl": Metric("KL divergence", 0, "nats per image"),
-    "std": Metric("Encoder noise, mean deviation"),
-}
-EXTRACTOR_LABELS = {
-    "efficientnet_lite0": "EfficientNet-Lite0",
-    "efficientnet-lite0": "EfficientNet-Lite0",
-    "inception-v3-compat": "Inception-v3 (torch-fidelity's inception-v3-compat)",
-}
-
-
-def describe(metric: str) -> Metric:
-    """Look up a metric by its key; a distance under other features than Inception's carries the extractor's name."""
-    for prefix, label in (("fd_", "FD"), ("kd_", "KD")):
-        if metric.startswith(prefix):
-            extractor = metric.removeprefix(prefix)
-            return Metric(label, -1, features=EXTRACTOR_LABELS.get(extractor, extractor))
-    return METRICS.get(metric) or Metric(metric[:1].upper() + metric[1:].replace("_", " "))
-
-
 def is_distance(metric: str) -> bool:
     """Whether a metric is the Fréchet distance that arms are ranked by."""
     return metric == "fid" or metric.startswith("fd_")
 
 
-def collect(arms: list[str], seeds: list[int], metrics: Path, durations: list[dict], shards: Path) -> dict:
+def label_of(summary: dict, name: str) -> Metric:
+    """How a metric is called and read, by its name without the section."""
+    return describe(summary["legend"], name)
+
+
+def collect(arms: list[str], seeds: list[int], metrics: Path, artifacts: list[Path], durations: list[dict], shards: Path) -> dict:
     """Gather what was measured of an experiment, as plain JSON.
 
     Args:
         arms: their names; the first is the baseline.
         seeds: every arm ran with each of them. Files of other arms and seeds are not read.
         metrics: the folder of metrics files.
+        artifacts: folders of the stages that measure, ``<arm>-<seed>/legend.json`` in each.
         durations: what ``read_durations`` returned; the code versions are taken.
         shards: the folder of the data set's shards.
 
@@ -125,6 +71,7 @@ def collect(arms: list[str], seeds: list[int], metrics: Path, durations: list[di
         "arm_names": list(arms),
         "seeds": list(seeds),
         "distance": _distance(summaries[arms[0]]["mean"], metrics / "evaluate"),
+        "legend": _legend(artifacts, [f"{arm}-{seed}" for arm in arms for seed in seeds]),
         "floor": floor,
         "arms": summaries,
         "data": _data(shards),
@@ -168,6 +115,14 @@ def read_durations(folder: Path, runs: list[str]) -> list[dict]:
             rows.append({"stage": entry.stem, "run": None if single else run, **_read(path, target, DurationRecord)})
     known = {stage: position for position, stage in enumerate(STAGE_ORDER)}
     return sorted(rows, key=lambda row: (known.get(row["stage"], len(known)), row["stage"], runs.index(row["run"]) if row["run"] else 0))
+
+
+def _legend(folders: list[Path], runs: list[str]) -> dict[str, dict]:
+    legend = {}
+    for folder in folders:
+        for run in runs:
+            legend |= read_legend(folder / run)
+    return dict(sorted(legend.items()))
 
 
 def _read(path: Path, target: str, kind: type[BaseModel]) -> dict:

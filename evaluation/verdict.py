@@ -15,7 +15,7 @@ from evaluation.arms import departure, find_causes, find_control, is_candidate
 from evaluation.budget import count_budgets, describe_budgets
 from evaluation.gates import check_gates
 from evaluation.statistics import FIRST_LOOK, LAST_LOOK, Paired, as_ratio, decide, next_look, num_more_seeds, pair_runs, worth
-from evaluation.summary import EXPECTATIONS, decimals, describe, format_duration
+from evaluation.summary import EXPECTATIONS, decimals, format_duration, label_of
 from sections import Gates
 
 JUDGES = ("samples.swd_laplacian", "samples.factor_tv")  # beside the distance; smaller is better; each is heard where it was measured
@@ -172,7 +172,7 @@ def _headline(answer: str, chosen: Comparison | None, gates: list[dict], summary
         if len(summary["arm_names"]) == 1:
             return f"Only {baseline} was run: there is nothing to compare it with."
         return f"Nothing to decide: no arm with a weak decoder and a frozen encoder was run beside {baseline}."
-    told = f"the {describe(summary['distance']).label} of {chosen.arm}'s samples is {_interval(chosen.paired, baseline)}"
+    told = f"the {label_of(summary, summary['distance']).label} of {chosen.arm}'s samples is {_interval(chosen.paired, baseline)}"
     if answer == "no verdict":
         start = f"No verdict: {'one seed gives' if num_seeds == 1 else f'{num_seeds} seeds give'} none"
         if _in_state(gates, "failed"):
@@ -181,7 +181,7 @@ def _headline(answer: str, chosen: Comparison | None, gates: list[dict], summary
         first = "".join(f", and first {gate['advice'].partition(':')[0]}" for gate in _in_state(gates, "not measured")[:1])
         return f"{start}; {_cost(chosen.num_more_seeds, seconds)} to the first look{first}; so far {told}."
     if answer == "judges disagree":
-        return f"The judges disagree: {told}, {_disagreement(chosen)}."
+        return f"The judges disagree: {told}, {_disagreement(chosen, summary)}."
     if answer == "cannot tell yet":
         return f"Cannot tell {_until_told(chosen, seconds)}; so far {told}."
     if answer == "not testable":
@@ -191,9 +191,9 @@ def _headline(answer: str, chosen: Comparison | None, gates: list[dict], summary
     return f"Do not decouple: {told}{', no difference that matters' if chosen.decision == 'no difference' else ''}."
 
 
-def _disagreement(chosen: Comparison) -> str:
-    against = [describe(metric).label for metric, (_, opinion) in chosen.judges.items() if opinion == "disagrees"]
-    labels = " and ".join(against or [describe(metric).label for metric in chosen.judges])
+def _disagreement(chosen: Comparison, summary: dict) -> str:
+    against = [label_of(summary, metric).label for metric, (_, opinion) in chosen.judges.items() if opinion == "disagrees"]
+    labels = " and ".join(against or [label_of(summary, metric).label for metric in chosen.judges])
     if chosen.decision == "no difference":
         return f"no difference that matters, but {labels} tell{'s' if len(against) == 1 else ''} one"
     return f"but it is {'the other way round' if against else 'not confirmed'} by {labels}"
@@ -247,8 +247,8 @@ def _explain(comparison: Comparison, summary: dict) -> str:
     """How far apart the samples of an arm and of the baseline are, against the floor."""
     arm, baseline, metric = comparison.arm, summary["baseline"], summary["distance"]
     mean = {name: summary["arms"][name]["mean"][f"samples.{metric}"] for name in (arm, baseline)}
-    places = decimals(mean.values())
-    text = f"Samples of {arm} have {describe(metric).full_label} {mean[arm]:.{places}f}, those of {baseline} {mean[baseline]:.{places}f}"
+    places, label = decimals(mean.values()), label_of(summary, metric).full_label
+    text = f"Samples of {arm} have {label} {mean[arm]:.{places}f}, those of {baseline} {mean[baseline]:.{places}f}"
     share = _gap_closed(mean[baseline], mean[arm], summary["floor"].get(metric))
     if share:
         text += f", which {'takes away' if share > 0 else 'adds'} {abs(share):.0%} of {baseline}'s distance above the floor"

@@ -8,6 +8,7 @@ One interface for all kinds, so that stages need not know which one they hold::
     encoder_channels, latent_channels       what the encoder must put out, and what decode() does
     is_discrete                             True: stores {"tokens": (B, h, w) int64} below num_codes; False: {"mean", "logvar"}
     swap_tokens(tokens, share)              only of tokens: so large a share of them exchanged for near codes
+    metrics                                 what is logged and measured of its latents
 
 Letters in shape comments: B batch, D latent channels, h w latent positions.
 """
@@ -19,6 +20,22 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from models.metric import Metric
+
+CODEBOOK_METRICS = (Metric("codebook_usage", "Codebook use", unit="%"), Metric("codebook_perplexity", "Codebook perplexity"))
+GAUSSIAN_METRICS = (
+    Metric(
+        "kl_nats_per_image",
+        "Information (KL)",
+        unit="nats per image",
+        note="The divergence of the encoder's distributions from the standard normal: what it says of an image.",
+    ),
+    Metric("noise_std", "Encoder noise, mean deviation"),
+    Metric("noise_share", "Encoder noise", unit="%", note="Its share in a sampled latent's variance, mean over channels."),
+    Metric("channel_std_min", "Channel deviation, smallest", note="Of sampled latents, before normalisation."),
+    Metric("channel_std_max", "Channel deviation, largest", note="Of sampled latents, before normalisation."),
+)
 
 
 @dataclass
@@ -42,6 +59,7 @@ class VectorQuantizer(nn.Module):
     """
 
     is_discrete = True
+    metrics = CODEBOOK_METRICS
 
     def __init__(self, num_codes: int, code_dim: int, commitment_weight: float, revive_after_steps: int):
         super().__init__()
@@ -129,6 +147,7 @@ class FiniteScalarQuantizer(nn.Module):
     """
 
     is_discrete = True
+    metrics = CODEBOOK_METRICS
 
     def __init__(self, levels: list[int] | tuple[int, ...]):
         super().__init__()
@@ -199,6 +218,7 @@ class DiagonalGaussian(nn.Module):
     """
 
     is_discrete = False
+    metrics = GAUSSIAN_METRICS
     LOGVAR_RANGE = (-30.0, 20.0)  # beyond, exp() of it is of no use in fp32 arithmetic
 
     def __init__(self, latent_channels: int, kl_weight: float):
@@ -213,7 +233,7 @@ class DiagonalGaussian(nn.Module):
             std = torch.exp(0.5 * logvar)  # (B, D, h, w)
             kl = gaussian_kl(mean, logvar).mean()
             sample = mean + std * torch.randn_like(std) if self.training else mean
-            metrics = {"kl": kl.detach(), "std": std.detach().mean()}
+            metrics = {"kl_nats_per_image": kl.detach(), "noise_std": std.detach().mean()}
             return BottleneckOutput(sample, self.kl_weight * kl, metrics)
 
     def encode(self, z: Tensor) -> dict[str, Tensor]:

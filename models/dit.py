@@ -24,6 +24,7 @@ from models.flow import (
     stochastic,
     training_times,
 )
+from models.metric import Metric
 from models.randomness import Randomness, spread_evenly, validation_generator
 
 SIZES = {
@@ -32,6 +33,7 @@ SIZES = {
     "L": {"num_layers": 24, "num_heads": 16, "width": 1024},
     "XL": {"num_layers": 28, "num_heads": 16, "width": 1152},
 }
+SAMPLERS = ("euler", "heun", "stochastic")
 NUM_FREQUENCIES = 128  # of the timestep embedding, each as sine and cosine
 TIME_SCALE = 1000.0  # times in [0, 1] are embedded as diffusion steps of this many
 
@@ -87,7 +89,12 @@ class DiT(nn.Module):
     forgotten normalisation shows at the first loss.
     """
 
-    validation_metric = "flow_matching_loss"
+    loss_metric = Metric(
+        "flow_matching_loss",
+        "Flow-matching loss",
+        note="The flow-matching loss, at fixed times and noise, chooses a prior's best step; it is no likelihood. It is measured on each "
+        "arm's own latents, normalised, so those of different arms are not comparable; hence no mark.",
+    )
 
     def __init__(self, config: DiTConfig):
         super().__init__()

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.conditioning import guide, prepare_labels
+from models.metric import Metric
 from models.randomness import Randomness, spread_evenly, validation_generator
 from models.transformer import Block, init_weights, pick_tokens
 
@@ -55,7 +56,13 @@ class MaskGITConfig:
 class MaskGIT(nn.Module):
     """The blocks of ``models.transformer``, attending both ways; the class, or its absence, is the first input."""
 
-    validation_metric = "masked_nll_nats_per_token"
+    loss_metric = Metric(
+        "masked_nll_nats_per_token",
+        "Masked NLL",
+        unit="nats per masked token",
+        note="Negative log-likelihoods of masked tokens, with as many masked as in training, are no likelihoods of whole images, and those "
+        "of different arms are not strictly comparable: each prior models another code; hence no mark.",
+    )
 
     def __init__(self, config: MaskGITConfig):
         super().__init__()

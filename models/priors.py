@@ -1,45 +1,56 @@
 """The kinds of prior behind one interface, so that stages need not know which one they hold::
 
     prior.loss(latents, labels) -> (B,)          training: one loss per image; in evaluation mode the same every time
-    prior.validation_metric                      what that loss is, for the validation's column
+    prior.loss_metric                            what that loss is called and how it is read
     prior.no_class                               the label that stands for 'no class'
     generate(prior, labels, random, settings)    draws latents as an encoder would give them
 
 Latents are what ``encode`` of ``models.bottleneck`` gives, never normalised ones.
 """
 
-from dataclasses import asdict
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from functools import partial
 
 from torch import Tensor, nn
 
 from models import dit, maskgit, transformer
 from models.randomness import Randomness
 
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of prior.
+
+    Attributes:
+        samplers: name -> ``generate(prior, labels, random, **its settings)``.
+        sizes: name of a size -> the fields of the config that it stands for.
+    """
+
+    module: type[nn.Module]
+    config: type
+    samplers: dict[str, Callable[..., dict[str, Tensor]]]
+    sizes: dict[str, dict] = field(default_factory=dict)
+
+
 KINDS = {
-    "transformer": (transformer.Transformer, transformer.TransformerConfig),
-    "maskgit": (maskgit.MaskGIT, maskgit.MaskGITConfig),
-    "dit": (dit.DiT, dit.DiTConfig),
+    "transformer": Kind(transformer.Transformer, transformer.TransformerConfig, {"autoregressive": transformer.generate}),
+    "maskgit": Kind(maskgit.MaskGIT, maskgit.MaskGITConfig, {"maskgit": maskgit.generate}),
+    "dit": Kind(dit.DiT, dit.DiTConfig, {name: partial(dit.generate, sampler=name) for name in dit.SAMPLERS}, dit.SIZES),
 }
-SAMPLERS = {
-    "autoregressive": (transformer.Transformer, transformer.generate),
-    "maskgit": (maskgit.MaskGIT, maskgit.generate),
-    "euler": (dit.DiT, dit.generate),
-    "heun": (dit.DiT, dit.generate),
-    "stochastic": (dit.DiT, dit.generate),
-}
+SAMPLERS = tuple(sampler for kind in KINDS.values() for sampler in kind.samplers)
 
 
 def build_prior(config: dict) -> nn.Module:
     """The untrained prior that a config describes: ``{"kind": one of KINDS, ...fields of its config class}``."""
     fields = dict(config)
-    module, config_class = KINDS[fields.pop("kind")]
-    return module(config_class(**fields))
+    kind = KINDS[fields.pop("kind")]
+    return kind.module(kind.config(**fields))
 
 
 def prior_config(prior: nn.Module) -> dict:
     """The config from which ``build_prior`` rebuilds a prior."""
-    kinds = {module: kind for kind, (module, _) in KINDS.items()}
-    return {"kind": kinds[type(prior)], **asdict(prior.config)}
+    return {"kind": _name_of_kind(prior), **asdict(prior.config)}
 
 
 def generate(prior: nn.Module, labels: Tensor, random: Randomness, settings: dict) -> dict[str, Tensor]:
@@ -52,11 +63,12 @@ def generate(prior: nn.Module, labels: Tensor, random: Randomness, settings: dic
     Raises:
         ValueError: when the sampler is not one of this prior's.
     """
-    arguments = dict(settings)
-    module, function = SAMPLERS[arguments["sampler"]]
-    if not isinstance(prior, module):
-        fitting = ", ".join(name for name, (module, _) in SAMPLERS.items() if isinstance(prior, module))
-        raise ValueError(f"sampler {arguments['sampler']!r} does not fit a {type(prior).__name__}, which takes: {fitting}")
-    if module is not dit.DiT:
-        del arguments["sampler"]  # theirs is the only one
-    return function(prior, labels, random, **arguments)
+    arguments, samplers = dict(settings), KINDS[_name_of_kind(prior)].samplers
+    sampler = arguments.pop("sampler")
+    if sampler not in samplers:
+        raise ValueError(f"sampler {sampler!r} does not fit a {type(prior).__name__}, which takes: {', '.join(samplers)}")
+    return samplers[sampler](prior, labels, random, **arguments)
+
+
+def _name_of_kind(prior: nn.Module) -> str:
+    return next(name for name, kind in KINDS.items() if kind.module is type(prior))

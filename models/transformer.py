@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.conditioning import guide, prepare_labels
+from models.metric import Metric
 from models.randomness import Randomness
 
 
@@ -34,7 +35,13 @@ class TransformerConfig:
 class Transformer(nn.Module):
     """GPT-style prior: pre-norm (RMSNorm), QK-norm, learned positions; the class, or its absence, is the first input."""
 
-    validation_metric = "nll_nats_per_token"
+    loss_metric = Metric(
+        "nll_nats_per_token",
+        "NLL",
+        unit="nats per token",
+        note="Negative log-likelihoods of different arms are not strictly comparable: each prior models another code. A lower one says "
+        "that its code is easier to predict, not that its images are better; hence no mark.",
+    )
 
     def __init__(self, config: TransformerConfig):
         super().__init__()

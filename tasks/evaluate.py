@@ -1,8 +1,8 @@
 """Evaluate: how far reconstructions (after each stage) and samples are from real images; PSNR, codebook use or
 latent statistics, the prior's validation loss, grids.
 
-All images are compared as the bytes an image file would hold, and every distance is taken to the one reference, but for ``prior_gap``:
-that of samples to reconstructions by the same decoder, which is what the prior alone costs.
+Every distance is taken to the one reference, but for ``prior_gap``: that of samples to reconstructions by the same decoder, which is what
+the prior alone costs.
 """
 
 import shutil
@@ -16,22 +16,24 @@ from torch import Tensor
 from tqdm import tqdm
 
 from errors import PipelineError
-from evaluation.extractors import Extractor, build_extractor
-from evaluation.factors import FactorJudge, factor_metrics, load_judge, with_factors
-from evaluation.fidelity import Reference, distances, extract, sample_metrics
+from evaluation.comparison import Comparison, ImageSet
+from evaluation.extractors import build_extractor
+from evaluation.factors import load_judge
+from evaluation.fidelity import Reference, distances
 from evaluation.grids import write_grid
-from evaluation.pyramid import SWD, PyramidPatches, project, sliced_wasserstein
+from evaluation.pyramid import project
 from evaluation.reconstruction import psnr_db
 from evaluation.reference import chosen_images, evenly_spaced, load_reference, read_batches
 from models.autoencoder import to_uint8
 from models.bottleneck import gaussian_kl, usage_metrics
+from models.metric import PSNR
 from progress import progress_bar
-from sections import Evaluation
 from stage import Stage
 from storage.decoders import decoder_sha256, load_decoder
 from storage.files import MANIFEST, read_json, require_keys
 from storage.frozen import Frozen, OfEncoder, load_frozen
 from storage.latents import LatentDataset
+from storage.legends import describe, read_legend, write_legend
 from storage.shards import ShardDataset
 from training.device import prepare_device
 
@@ -54,20 +56,23 @@ def run(params, inputs, outputs) -> dict:
     metrics = {"protocol": protocol, "frozen_sha256": frozen.sha256}
     with progress_bar(4 * settings.num_images, f"evaluate {params.run_name}", "img") as bar:
         real = project(read_batches(validation.images, chosen, settings.batch_size, bar), len(chosen))
-        comparison = Comparison(reference, real, extractor, judge, settings, outputs.artifact, bar)
-        comparison.show("real", validation.images, chosen)
-        first, reconstructed = comparison.reconstruct("reconstruction_stage1", decoded[0], chosen)
+        comparison = Comparison(reference, real, extractor, judge, settings)
+        viewing = Viewing(comparison, outputs.artifact, bar)
+        viewing.show("real", validation.images, chosen)
+        first, reconstructed = viewing.reconstruct("reconstruction_stage1", decoded[0], chosen)
         if decoder_sha256(inputs.stage1) == decoder_sha256(inputs.stage2):  # stage 2 had 0 steps
-            second = comparison.repeat("reconstruction_stage1", "reconstruction_stage2", first)
+            second = viewing.repeat("reconstruction_stage1", "reconstruction_stage2", first)
         else:
-            second, reconstructed = comparison.reconstruct("reconstruction_stage2", decoded[1], chosen)
+            second, reconstructed = viewing.reconstruct("reconstruction_stage2", decoded[1], chosen)
         metrics |= {"reconstruction_stage1": first, "reconstruction_stage2": second}
-        extracted, further = comparison.extract(samples.images, chosen_samples)
-        metrics["samples"] = sample_metrics(extracted, reference, extractor, settings) | further
-        metrics["prior_gap"] = distances(extracted, Reference.of(reconstructed), extractor, settings)
-        comparison.show("samples", samples.images, chosen_samples)
-    metrics |= {"codebook": codebook_use(latents)} if frozen.bottleneck.is_discrete else {"latent": latent_use(latents)}
+        drawn = viewing.look_at(samples.images, chosen_samples)
+        metrics["samples"] = comparison.of_samples(drawn)
+        metrics["prior_gap"] = distances(drawn.outputs, Reference.of(reconstructed.outputs["features"]), extractor, settings)
+        viewing.show("samples", samples.images, chosen_samples)
+    metrics["latent"] = codebook_use(latents) if frozen.bottleneck.is_discrete else latent_use(latents)
     metrics["prior"] = {name: value for name, value in prior.items() if name.startswith("validation_")}
+    of_prior = read_legend(inputs.prior)
+    write_legend(outputs.artifact, [*comparison.metrics, *frozen.bottleneck.metrics, *(describe(of_prior, name) for name in of_prior)])
     return metrics
 
 
@@ -104,19 +109,20 @@ class Decoded:
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """Puts one set of images after another against the reference, and writes a grid of each."""
+class Viewing:
+    """Compares one set of images after another, counted on the bar, and writes a grid of each."""
 
-    reference: Reference
-    real: list[Tensor]  # of the reference's images: their patches' projections
-    extractor: Extractor
-    judge: FactorJudge | None
-    settings: Evaluation
+    comparison: Comparison
     folder: Path
     bar: tqdm
 
-    def reconstruct(self, name: str, decoded: Decoded, indices: list[int]) -> tuple[dict[str, float], Tensor]:
-        """Distances and mean PSNR of decoded images, and their features (N, D)."""
+    def look_at(self, read: Callable[[Sequence[int]], Tensor], indices: list[int]) -> ImageSet:
+        """The images with these indices; ``read`` gives a batch as bytes."""
+        batches = read_batches(read, indices, self.comparison.settings.batch_size, self.bar)
+        return self.comparison.look_at(batches, len(indices))
+
+    def reconstruct(self, name: str, decoded: Decoded, indices: list[int]) -> tuple[dict[str, float], ImageSet]:
+        """Metrics of decoded images, mean PSNR among them, and what is kept of them."""
         psnr: list[float] = []
 
         def read(batch: Sequence[int]) -> Tensor:
@@ -124,27 +130,19 @@ class Comparison:
             psnr.extend(decoded.psnr(batch, images))
             return images
 
-        extracted, further = self.extract(read, indices)
+        images = self.look_at(read, indices)
         self.show(name, decoded.images, indices)
-        metrics = distances(extracted, self.reference, self.extractor, self.settings) | further | {"psnr_db": fmean(psnr)}
-        return metrics, extracted["features"]
+        return self.comparison.of_reconstructions(images) | {PSNR.name: fmean(psnr)}, images
 
     def repeat(self, name: str, copy: str, metrics: dict[str, float]) -> dict[str, float]:
         """The same images under another name."""
         shutil.copyfile(self.folder / f"{name}.png", self.folder / f"{copy}.png")
-        self.bar.update(self.settings.num_images)
+        self.bar.update(self.comparison.settings.num_images)
         return dict(metrics)
-
-    def extract(self, read: Callable[[Sequence[int]], Tensor], indices: list[int]) -> tuple[dict[str, Tensor], dict[str, float]]:
-        """The extractor's outputs for the images with these indices, and what the other judges say; ``read`` gives a batch as bytes."""
-        patches = PyramidPatches(len(indices))
-        batches = patches.cut(read_batches(read, indices, self.settings.batch_size, self.bar))
-        extracted = extract(with_factors(self.extractor, self.judge), batches)
-        return extracted, {SWD: sliced_wasserstein(patches.projections(), self.real), **factor_metrics(self.judge, extracted)}
 
     def show(self, name: str, read: Callable[[Sequence[int]], Tensor], indices: list[int]) -> None:
         """Write a grid of some of the images: for the same indices, the same ones."""
-        positions = evenly_spaced(len(indices), min(self.settings.num_grid_images, len(indices)))
+        positions = evenly_spaced(len(indices), min(self.comparison.settings.num_grid_images, len(indices)))
         write_grid(self.folder / f"{name}.png", read([indices[position] for position in positions]))
 
 
@@ -154,7 +152,7 @@ def codebook_use(latents: LatentDataset) -> dict[str, float]:
     for start in range(0, len(latents), LATENTS_BATCH):
         tokens = latents.batch(range(start, min(start + LATENTS_BATCH, len(latents))))["tokens"]
         counts += torch.bincount(tokens.flatten(), minlength=latents.num_codes)
-    return {name.removeprefix("codebook_"): value.item() for name, value in usage_metrics(counts).items()}
+    return {name: value.item() for name, value in usage_metrics(counts).items()}
 
 
 def latent_use(latents: LatentDataset) -> dict[str, float]:

@@ -4,6 +4,7 @@ from collections import Counter
 
 from stage import Stage
 from storage.files import write_atomic
+from storage.legends import write_legend
 from storage.priors import save_prior
 from training.launch import train
 from training.loop import curves_csv
@@ -18,7 +19,8 @@ def run(params, inputs, outputs) -> dict:
     counts = Counter(objective.examples.latents.labels)
     label_counts = [counts[label] for label in range(objective.config.num_classes)]
     save_prior(outputs.artifact, prior, objective.frozen_sha256, label_counts)
-    write_atomic(outputs.curves, curves_csv(progress.rows))
+    write_legend(outputs.artifact, [objective.metric])
+    write_atomic(outputs.curves, curves_csv(progress.rows, last=objective.metric.name))
     return {
         "num_steps": settings.num_steps,
         "num_images_seen": settings.num_steps * settings.batch_size,
@@ -26,7 +28,7 @@ def run(params, inputs, outputs) -> dict:
         "num_skipped_steps": progress.num_skipped_steps,
         "num_parameters": {"prior": sum(p.numel() for p in prior.parameters())},
         "best_step": progress.best_step,
-        f"validation_{prior.validation_metric}": progress.best_value,
+        objective.selection: progress.best_value,
         "frozen_sha256": objective.frozen_sha256,
     }
 

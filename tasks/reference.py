@@ -5,10 +5,10 @@ For cartoon faces, whose law is known, also a network that reads their factors, 
 
 import torch
 
+from evaluation.comparison import Comparison, ImageSet
 from evaluation.extractors import build_extractor
-from evaluation.factors import FactorJudge, factor_metrics, save_judge, to_side, train_judge, with_factors
-from evaluation.fidelity import Reference, extract, sample_metrics
-from evaluation.pyramid import SWD, PyramidPatches, sliced_wasserstein
+from evaluation.factors import FactorJudge, save_judge, to_side, train_judge
+from evaluation.fidelity import Reference
 from evaluation.reference import chosen_images, evenly_spaced, read_batches, save_reference
 from progress import progress_bar
 from stage import Stage
@@ -30,23 +30,21 @@ def run(params, inputs, outputs) -> dict:
         chosen[split] = dataset, chosen_images(dataset, settings.num_images, split, remedy)
     seed = chosen["train"][0].manifest.get("source", {}).get("avatars_seed")
     judge = None if seed is None else _train_judge(seed, chosen["train"][0], settings.batch_size, device)
-    extracted, projections, read = {}, {}, with_factors(extractor, judge)
     with progress_bar(2 * settings.num_images, "reference", "img") as bar:
-        for split, (dataset, indices) in chosen.items():
-            patches = PyramidPatches(settings.num_images)
-            extracted[split] = extract(read, patches.cut(read_batches(dataset.images, indices, settings.batch_size, bar)))
-            projections[split] = patches.projections()
-    metrics, floor = {}, {}
+        real = {
+            split: ImageSet.of(read_batches(dataset.images, indices, settings.batch_size, bar), settings.num_images, extractor, judge)
+            for split, (dataset, indices) in chosen.items()
+        }
+    metrics = {}
     if judge is not None:
         law = torch.tensor([list(factors(seed, index).values()) for index in range(NUM_LAW_FACES)])
-        accuracy = judge.calibrate(extracted["validation"]["factors"], _factors_of(seed, *chosen["validation"]), law)
+        accuracy = judge.calibrate(real["validation"].outputs["factors"], _factors_of(seed, *chosen["validation"]), law)
         metrics["factors"] = {name: {"accuracy": value, "is_judged_by": name in judge.kept} for name, value in accuracy.items()}
-        floor = factor_metrics(judge, extracted["train"])
         save_judge(outputs.artifact, judge)
-    features = extracted["validation"]["features"]
+    features = real["validation"].outputs["features"]
     metrics["protocol"] = save_reference(outputs.artifact, inputs.shards, features, extractor, settings)
-    metrics["floor"] = sample_metrics(extracted["train"], Reference.of(features), extractor, settings) | floor
-    metrics["floor"][SWD] = sliced_wasserstein(projections["train"], projections["validation"])
+    comparison = Comparison(Reference.of(features), real["validation"].projections, extractor, judge, settings)
+    metrics["floor"] = comparison.of_samples(real["train"])
     return metrics
 
 

@@ -14,7 +14,8 @@ def run(params, inputs, outputs) -> dict:
     """Write index.html and summary.json; returns the summary."""
     arms, seeds = params.experiment.arms, params.experiment.seeds
     durations = read_durations(inputs.durations, [f"{arm}-{seed}" for arm in arms for seed in seeds])
-    summary = collect(arms, seeds, inputs.metrics, durations, inputs.shards)
+    artifacts = [inputs.stage1, inputs.stage2, inputs.prior, inputs.evaluate]
+    summary = collect(arms, seeds, inputs.metrics, artifacts, durations, inputs.shards)
     parameters = _parameters(params)
     summary |= conclude(summary, {arm: parameters["arms"][arm] for arm in arms}, params.gates, durations)
     page = render(params.report.title, summary, durations, inputs.curves, inputs.evaluate, parameters)
@@ -40,7 +41,7 @@ STAGE = Stage(
         "curves": "curves",
         "evaluate": "artifacts/evaluate",
         "shards": "artifacts/shards",
-        # for the seals on metrics and curves
+        # for the seals on metrics and curves, and for the legends
         "reference": "artifacts/reference",
         "stage1": "artifacts/stage1",
         "stage2": "artifacts/stage2",

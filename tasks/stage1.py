@@ -1,9 +1,11 @@
 """Stage 1: train encoder, bottleneck and auxiliary decoder together. The decoder's weakness is the arm's."""
 
+from models.metric import PSNR
 from stage import Stage
 from storage.decoders import save_decoder
 from storage.files import write_atomic
 from storage.frozen import encoder_config, save_encoder
+from storage.legends import write_legend
 from training.autoencoder import Stage1Objective
 from training.launch import train
 from training.loop import curves_csv
@@ -18,6 +20,7 @@ def run(params, inputs, outputs) -> dict:
     config = encoder_config(objective.config, objective.bottleneck_config)
     sha256 = save_encoder(outputs.artifact, config, autoencoder["encoder"], autoencoder["bottleneck"])
     save_decoder(outputs.artifact, objective.config, autoencoder["decoder"], sha256)
+    write_legend(outputs.artifact, [PSNR, *autoencoder["bottleneck"].metrics])
     write_atomic(outputs.curves, curves_csv(progress.rows))
     last = progress.rows[-1]
     return {

@@ -1,9 +1,11 @@
 """Stage 2: train the real decoder on the frozen latents. With 0 steps, stage 1's decoder is the real one."""
 
+from models.metric import PSNR
 from stage import Stage
 from storage.decoders import load_decoder, save_decoder
 from storage.files import write_atomic
 from storage.frozen import load_frozen
+from storage.legends import write_legend
 from training.autoencoder import Stage2Objective
 from training.launch import train
 from training.loop import curves_csv
@@ -13,6 +15,7 @@ from training.operations import count_operations
 def run(params, inputs, outputs) -> dict:
     num_steps, batch_size = params.arm.stage2.num_steps, params.stage2.batch_size
     frozen = load_frozen(inputs.freeze)
+    write_legend(outputs.artifact, [PSNR])
     if num_steps == 0:
         decoder = load_decoder(inputs.stage1, frozen.sha256)
         save_decoder(outputs.artifact, decoder.config, decoder, frozen.sha256)

@@ -29,6 +29,12 @@ SAMPLERS = {
     "heun": {"sampler": "heun", **FLOW},
     "stochastic": {"sampler": "stochastic", **FLOW, "churn": 0.5},
 }
+# prior -> the bottlenecks whose latents it models, and its samplers
+PAIRS = {
+    "transformer": (("vq", "fsq"), ("autoregressive",)),
+    "maskgit": (("vq", "fsq"), ("maskgit",)),
+    "dit": (("kl",), ("euler", "heun", "stochastic")),
+}
 
 
 def with_family(tree: dict, bottleneck: str, prior: str, sampler: str) -> dict:

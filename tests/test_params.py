@@ -11,8 +11,8 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from errors import PipelineError
-from params import BOTTLENECKS_OF_PRIOR, SAMPLERS_OF_PRIOR, Params, load_params, select_sections
-from tests.families import BOTTLENECKS, PRIORS, SAMPLERS, with_family
+from params import Params, load_params, select_sections
+from tests.families import BOTTLENECKS, PAIRS, PRIORS, SAMPLERS, with_family
 
 PROJECT = Path(__file__).parent.parent
 FILE = PROJECT / "params.yaml"
@@ -245,9 +245,10 @@ def test_values_that_contradict_each_other(tmp_path, changes, expected):
 @pytest.mark.parametrize("bottleneck", BOTTLENECKS)
 def test_pairs_that_make_sense_are_accepted_and_others_refused_by_name(tmp_path, bottleneck, prior, sampler):
     text = yaml.safe_dump(with_family(TREE, bottleneck, prior, sampler))
-    if bottleneck not in BOTTLENECKS_OF_PRIOR[prior]:
+    bottlenecks, samplers = PAIRS[prior]
+    if bottleneck not in bottlenecks:
         assert f"bottleneck.kind {bottleneck} and prior.kind {prior} do not go together" in complaint(tmp_path, text)
-    elif sampler not in SAMPLERS_OF_PRIOR[prior]:
+    elif sampler not in samplers:
         assert f"sample.sampler {sampler} does not sample from prior.kind {prior}" in complaint(tmp_path, text)
     else:
         Params.model_validate(yaml.safe_load(text))

@@ -53,7 +53,7 @@ def test_summary_has_both_arms_and_their_protocol(finished):
         assert metrics["protocol"]["num_images"] == 60
         assert metrics["samples"]["fd_efficientnet_lite0"] > 0
         grids = {path.name for path in (finished.folder / f"artifacts/evaluate/{run}").iterdir()}
-        assert grids == {"real.png", "reconstruction_stage1.png", "reconstruction_stage2.png", "samples.png", "seal.json"}
+        assert grids == {"real.png", "reconstruction_stage1.png", "reconstruction_stage2.png", "samples.png", "seal.json", "legend.json"}
 
 
 def test_report_is_one_page_that_needs_nothing_else(finished):
@@ -70,7 +70,7 @@ def test_metrics_of_one_graph_agree(finished):
     assert len(hashes) == 1
     assert read["evaluate"]["reconstruction_stage1"]["psnr_db"] == pytest.approx(read["stage1"]["validation_psnr_db"], abs=0.05)
     assert read["evaluate"]["reconstruction_stage2"]["psnr_db"] == pytest.approx(read["stage2"]["validation_psnr_db"], abs=0.05)
-    assert read["evaluate"]["codebook"]["perplexity"] == pytest.approx(read["stage1"]["validation_codebook_perplexity"])
+    assert read["evaluate"]["latent"]["codebook_perplexity"] == pytest.approx(read["stage1"]["validation_codebook_perplexity"])
     assert read["evaluate"]["prior"]["validation_nll_nats_per_token"] == read["prior"]["validation_nll_nats_per_token"]
 
 
@@ -167,7 +167,7 @@ def test_dvc_shows_metrics_plots_and_parameters(finished):
     assert "index.html" in finished.dvc("plots", "show")
     page = (finished.folder / "dvc_plots/index.html").read_text()
     drawn = (f"curves/{stage}/dae-0.csv" for stage in ("stage1", "stage2", "prior"))
-    assert all(text in page for text in ("pixel", "transformer_loss", *drawn))
+    assert all(text in page for text in ("pixel", "nll_nats_per_token", *drawn))
     assert finished.run("git", "status", "--short") == ""
 
 

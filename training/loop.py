@@ -294,9 +294,13 @@ class _StepDataset(Dataset):
             return error
 
 
-def curves_csv(rows: list[dict[str, float]]) -> bytes:
-    """Logged rows as CSV; a metric that a row lacks is an empty cell."""
-    columns = list(dict.fromkeys(name for row in rows for name in row))
+def curves_csv(rows: list[dict[str, float]], last: str | None = None) -> bytes:
+    """Logged rows as CSV; a metric that a row lacks is an empty cell.
+
+    Args:
+        last: the column to put last, which is the one that ``dvc plots`` draws where dvc.yaml names none.
+    """
+    columns = sorted(dict.fromkeys(name for row in rows for name in row), key=lambda name: name == last)
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()

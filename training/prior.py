@@ -8,9 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from errors import PipelineError
-from models.dit import SIZES
-from models.priors import build_prior
-from sections import Prior
+from models.priors import KINDS, build_prior
+from sections import BOTTLENECKS, CONTINUOUS, TOKENS, Prior
 from storage.latents import LatentDataset
 from training.footprint import require_memory
 from training.randomness import derive_seed
@@ -54,14 +53,14 @@ class PriorObjective:
         if latents.num_channels is not None:
             prior.set_statistics(*(values.float() for values in latents.statistics))
         self.config = prior.config
-        self.column = f"{params.prior.kind}_loss"  # of the curves: those of different kinds share none, and dvc.yaml can name it
-        self.selection = f"validation_{self.column}"
+        self.metric = prior.loss_metric
+        self.selection = f"validation_{self.metric.name}"
         self.learning_rate_factors: dict[str, float] = {}
         self.modules: dict[str, nn.Module] = {"prior": prior.to(device)}
 
     def loss(self, batch: dict[str, Tensor], step: int) -> tuple[Tensor, dict[str, Tensor]]:
         loss = self._losses(self.modules["prior"], _draw_views(batch)).mean()
-        return loss, {self.column: loss}
+        return loss, {self.metric.name: loss}
 
     def validate(self, averages: dict[str, nn.Module]) -> dict[str, float]:
         total = 0.0
@@ -102,15 +101,18 @@ def prior_config(settings: Prior, latents: LatentDataset) -> dict:
                 "images into one subfolder per class, or set it to false"
             )
         num_classes = max(latents.labels) + 1
-    shape = settings.model_dump(exclude={"class_conditional", "training", "size"})
+    shape = settings.model_dump(exclude={"class_conditional", "training"})
+    size = shape.pop("size", None)
     shape |= {"latent_size": latents.grid[0], "num_classes": num_classes, "label_dropout": settings.label_dropout if num_classes else 0.0}
-    if settings.kind == "dit":
-        _require(latents.num_channels is not None, settings, latents, "continuous latents (bottleneck.kind kl)")
-        return shape | {"latent_channels": latents.num_channels} | (SIZES[settings.size] if settings.size else {})
-    _require(latents.num_codes is not None, settings, latents, "tokens (bottleneck.kind vq or fsq)")
-    return shape | {"num_codes": latents.num_codes}
+    return shape | _latents_shape(settings, latents) | (KINDS[settings.kind].sizes[size] if size else {})
 
 
-def _require(fits: bool, settings: Prior, latents: LatentDataset, what: str) -> None:
-    if not fits:
-        raise PipelineError(f"{latents.folder}: prior.kind {settings.kind} models {what}, and these are not; run dvc repro encode")
+def _latents_shape(settings: Prior, latents: LatentDataset) -> dict[str, int]:
+    found = CONTINUOUS if latents.num_codes is None else TOKENS
+    if found != settings.LATENTS:
+        bottlenecks = [kind for kind, section in BOTTLENECKS.items() if section.LATENTS == settings.LATENTS]
+        raise PipelineError(
+            f"{latents.folder}: prior.kind {settings.kind} models {settings.LATENTS} (bottleneck.kind {' or '.join(bottlenecks)}), "
+            "and these are not; run dvc repro encode"
+        )
+    return {"num_codes": latents.num_codes} if found == TOKENS else {"latent_channels": latents.num_channels}

@@ -8,9 +8,16 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from evaluation.factors import FACTOR_TV
+from evaluation.fidelity import fidelity_metrics
+from evaluation.pyramid import SWD
 from evaluation.summary import collect, read_durations
 from evaluation.verdict import conclude
+from models.bottleneck import CODEBOOK_METRICS
+from models.metric import PSNR
+from models.transformer import Transformer
 from sections import Gates
+from storage.legends import write_legend
 from tests.sealing import seal
 
 PROTOCOL = {
@@ -51,6 +58,13 @@ ARMS = {
     "dae_noise": {"stage1": FULL | {"latent_noise": {"kind": "added", "strength": 1.0}}, "stage2": CONTINUED},
     "robust": {"stage1": FULL, "stage2": CONTINUED | {"latent_noise": {"kind": "added", "strength": 0.5}}},
 }
+MEASURED = (*fidelity_metrics("efficientnet-lite0"), *fidelity_metrics("inception-v3-compat"), SWD, FACTOR_TV, PSNR)
+LEGENDS = {
+    "stage1": (PSNR, *CODEBOOK_METRICS),
+    "stage2": (PSNR,),
+    "prior": (Transformer.loss_metric,),
+    "evaluate": (*MEASURED, *CODEBOOK_METRICS, Transformer.loss_metric),
+}
 JOINT, HALVES = {"stage1": 1500, "stage2": 0}, {"stage1": 750, "stage2": 750}
 
 
@@ -87,8 +101,8 @@ def write_experiment(
             _write_durations(root, f"{arm}-{seed}")
             _write_curves(root, arm, seed)
             _write_grids(root / "artifacts/evaluate" / f"{arm}-{seed}")
-            for stage in ("stage1", "stage2", "prior"):
-                (root / "artifacts" / stage / f"{arm}-{seed}").mkdir(parents=True, exist_ok=True)
+            for stage, metrics in LEGENDS.items():
+                write_legend(root / "artifacts" / stage / f"{arm}-{seed}", metrics)
     for stage in ("shards", "reference"):
         write_json(root / "durations" / f"{stage}.json", duration(12.0))
     write_manifest(root / "artifacts/shards", skipped=[{"name": "faces/broken.png", "reason": "truncated file"}])
@@ -105,7 +119,8 @@ def waver(position: int, num_seeds: int) -> float:
 def conclusion(root: Path, arms=("baseline", "dae"), seeds=(0,)) -> tuple[dict, list[dict]]:
     """The summary with its verdict, as the report stage makes it, and the durations."""
     durations = read_durations(root / "durations", [f"{arm}-{seed}" for arm in arms for seed in seeds])
-    summary = collect(list(arms), list(seeds), root / "metrics", durations, root / "artifacts/shards")
+    artifacts = [root / "artifacts" / stage for stage in LEGENDS]
+    summary = collect(list(arms), list(seeds), root / "metrics", artifacts, durations, root / "artifacts/shards")
     return summary | conclude(summary, {arm: ARMS[arm] for arm in arms}, GATES, durations), durations
 
 
@@ -153,7 +168,8 @@ def _write_metrics(root: Path, arm: str, seed: int, values: list[float], protoco
     }
     evaluation["samples"] |= {"precision": 1 - values[2] / 200, "recall": 0.9 - values[2] / 200}
     evaluation["prior_gap"] = {distance: values[2] / 2, kernel: values[2] / 8000}
-    codes = {"codebook": {"usage": 0.97, "perplexity": 171.4}, "prior": {"validation_nll_nats_per_token": 3.1 - 0.1 * (arm != "baseline")}}
+    latent = {"codebook_usage": 0.97, "codebook_perplexity": 171.4}
+    codes = {"latent": latent, "prior": {"validation_nll_nats_per_token": 3.1 - 0.1 * (arm != "baseline")}}
     write_json(root / f"metrics/evaluate/{run}.json", {"protocol": protocol, "frozen_sha256": "b1" * 32, **evaluation, **codes})
     settings = ARMS.get(arm, ARMS["dae"])
     for stage, num_steps in (JOINT if arm == "baseline" else HALVES).items():
@@ -175,7 +191,7 @@ def _write_curves(root: Path, arm: str, seed: int) -> None:
     columns = {
         "stage1": {"perceptual": 0.6, "psnr_db": -20.0, "validation_psnr_db": -20.0},
         "stage2": {"perceptual": 0.6},
-        "prior": {"transformer_loss": 5.0, "validation_transformer_loss": 5.0},
+        "prior": {"nll_nats_per_token": 5.0, "validation_nll_nats_per_token": 5.0},
     }
     steps = (JOINT if arm == "baseline" else HALVES) | {"prior": 800}
     noise = np.random.default_rng(seed)

@@ -11,12 +11,12 @@ from evaluation.extractors import build_extractor
 from evaluation.fidelity import (
     Reference,
     build_protocol,
+    distance_metrics,
     distances,
     extract,
     features_to_statistics,
     frechet_distance,
     kernel_distance,
-    metric_names,
     precision_recall,
 )
 from sections import Evaluation
@@ -49,10 +49,19 @@ def gaussian(number: int, dimensions: int, seed: int) -> torch.Tensor:
     return torch.randn(number, dimensions, generator=torch.Generator().manual_seed(seed))
 
 
+def names(extractor: str) -> tuple[str, ...]:
+    return tuple(metric.name for metric in distance_metrics(extractor))
+
+
 def test_only_inception_features_give_fid():
-    assert metric_names("inception-v3-compat") == ("fid", "kid")
-    assert metric_names("efficientnet-lite0") == ("fd_efficientnet_lite0", "kd_efficientnet_lite0")
-    assert metric_names("inception-v3-other") == ("fd_inception_v3_other", "kd_inception_v3_other")
+    assert names("inception-v3-compat") == ("fid", "kid")
+    assert names("efficientnet-lite0") == ("fd_efficientnet_lite0", "kd_efficientnet_lite0")
+    assert names("inception-v3-other") == ("fd_inception_v3_other", "kd_inception_v3_other")
+    assert [metric.full_label for metric in distance_metrics("inception-v3-compat")] == ["FID", "KID"]
+    frechet, kernel = (metric.full_label for metric in distance_metrics("efficientnet-lite0"))
+    assert (frechet, kernel) == ("FD (EfficientNet-Lite0)", "KD (EfficientNet-Lite0)")
+    assert distance_metrics("somebody-elses")[1].full_label == "KD (somebody-elses)"
+    assert all(metric.direction == -1 for metric in distance_metrics("efficientnet-lite0"))
 
 
 def test_frechet_distance_of_shifted_gaussians_is_the_squared_shift():
@@ -118,7 +127,7 @@ def test_worse_images_are_further_away(spoil, amounts, extractor, reference):
     measured = [
         distances(extract(extractor, spoil(faces(0, NUM_IMAGES), amount).split(50)), reference, extractor, SETTINGS) for amount in amounts
     ]
-    for name in metric_names("efficientnet-lite0"):
+    for name in names("efficientnet-lite0"):
         values = [metrics[name] for metrics in measured]
         assert 0 < values[0] < values[1] < values[2], (name, values)
 
@@ -127,7 +136,7 @@ def test_other_real_images_are_nearer_than_spoilt_ones(extractor, reference):
     """The floor lies below what visible damage costs."""
     real = distances(extract(extractor, faces(100, 200).split(50)), reference, extractor, SETTINGS)
     spoilt = distances(extract(extractor, blurred(faces(100, 200), 2).split(50)), reference, extractor, SETTINGS)
-    for name in metric_names("efficientnet-lite0"):
+    for name in names("efficientnet-lite0"):
         assert real[name] < 0.7 * spoilt[name]
 
 

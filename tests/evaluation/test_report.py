@@ -11,8 +11,9 @@ from PIL import Image
 
 from errors import PipelineError
 from evaluation import plots, report
+from evaluation.factors import FACTOR_TV
 from evaluation.report import describe_arm, flatten_parameters, format_bytes, format_count, render
-from evaluation.summary import describe, format_duration
+from evaluation.summary import format_duration
 from tests.evaluation.experiment import ARMS, AS_IN_THE_PAPER, CONTROL, PROTOCOL, conclusion, edit_json, write_experiment, write_manifest
 from tests.spoiling import survives
 
@@ -89,7 +90,7 @@ def test_the_answer_comes_first_then_why_then_how_sure_and_pictures_before_table
     assert "Not testable at this budget: raise num_steps of every arm" in text
     assert re.search(r"Converged .*? 0\.54 at most 0\.1 failed The autoencoder is still learning\. Raise num_steps", text)
     assert re.search(r"The prior is the bottleneck .*? 0\.56 at least 0\.5 passed", text)
-    assert f"dae {describe('factor_tv').full_label} 1.000 1.000 to 1.000 no opinion" in text
+    assert f"dae {FACTOR_TV.full_label} 1.000 1.000 to 1.000 no opinion" in text
     assert re.search(r"dae 0\.852 0\.8\d\d to 0\.8\d\d < 0\.001 5 better – continued no candidate", text)
     assert "What 5 seeds are good for: large effects." in text
 

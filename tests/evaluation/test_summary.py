@@ -6,13 +6,15 @@ import math
 import pytest
 
 from errors import PipelineError
-from evaluation.summary import collect, decimals, describe, read_durations
-from tests.evaluation.experiment import AS_IN_THE_PAPER, PROTOCOL, edit_json, write_experiment, write_manifest
+from evaluation.summary import collect, decimals, label_of, read_durations
+from models.metric import PSNR
+from tests.evaluation.experiment import AS_IN_THE_PAPER, LEGENDS, PROTOCOL, edit_json, write_experiment, write_manifest
 
 
 def summarize(root, arms=("baseline", "dae"), seeds=(0,)):
     runs = [f"{arm}-{seed}" for arm in arms for seed in seeds]
-    return collect(list(arms), list(seeds), root / "metrics", read_durations(root / "durations", runs), root / "artifacts/shards")
+    artifacts, durations = [root / "artifacts" / stage for stage in LEGENDS], read_durations(root / "durations", runs)
+    return collect(list(arms), list(seeds), root / "metrics", artifacts, durations, root / "artifacts/shards")
 
 
 def test_means_and_standard_deviations_are_over_the_seeds(tmp_path):
@@ -102,13 +104,16 @@ def test_durations_come_in_pipeline_order_and_must_be_complete(tmp_path):
         read_durations(tmp_path / "durations", ["baseline-0", "dae-0"])
 
 
-def test_only_inception_features_are_called_fid():
-    assert describe("fid").full_label == "FID"
-    assert describe("fd_efficientnet_lite0").full_label == "FD (EfficientNet-Lite0)"
-    assert describe("kd_somebody_elses").full_label == "KD (somebody_elses)"
-    assert describe("psnr_db").direction == 1
-    assert (describe("swd_laplacian").label, describe("swd_laplacian").direction) == ("SWD of Laplacian patches", -1)
-    assert describe("fd_efficientnet_lite0").direction == -1
+def test_metrics_are_called_as_those_who_measured_them_say(tmp_path):
+    write_experiment(tmp_path)
+    summary = summarize(tmp_path)
+    assert label_of(summary, "psnr_db") == PSNR and label_of(summary, "validation_psnr_db") == PSNR
+    assert label_of(summary, "fd_efficientnet_lite0").full_label == "FD (EfficientNet-Lite0)"
+    assert label_of(summary, "validation_nll_nats_per_token").unit == "nats per token"
+    assert label_of(summary, "gradient_norm_decoder").label == "Gradient norm decoder"  # of which nobody said anything
+    (tmp_path / "artifacts/evaluate/dae-0/legend.json").unlink()
+    with pytest.raises(PipelineError, match=r"evaluate/dae-0/legend.json: no such file"):
+        summarize(tmp_path)
 
 
 @pytest.mark.parametrize(("values", "places"), [([61.2, 9.1], 2), ([0.0152], 5), ([0.7, 0.06], 3), ([1234.5], 0), ([None, 0.0], 2)])

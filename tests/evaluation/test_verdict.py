@@ -6,9 +6,10 @@ from statistics import fmean
 
 import pytest
 
-from evaluation.summary import describe
+from evaluation.pyramid import SWD as LAPLACIAN
 from evaluation.verdict import JUDGES, conclude
-from tests.evaluation.experiment import ARMS, FLOOR, GATES, waver
+from storage.legends import legend_of
+from tests.evaluation.experiment import ARMS, FLOOR, GATES, MEASURED, waver
 
 SWD, FACTORS = JUDGES
 HOUR = 3600.0
@@ -41,6 +42,7 @@ def concluded(ratios: dict, num_seeds: int, noise=0.05, judges=(), precision=0.3
         "arm_names": list(runs),
         "seeds": list(range(num_seeds)),
         "floor": {"fid": FLOOR},
+        "legend": legend_of(MEASURED),
         "arms": {arm: {"runs": runs[arm], "mean": means[arm]} for arm in runs},
     }
     durations = [{"run": f"{arm}-{seed}", "wall_seconds": HOUR} for arm in runs for seed in range(num_seeds)] + [
@@ -180,7 +182,7 @@ def test_no_judge_may_disagree_and_one_must_agree(judged, ratio, opinions, expec
     assert [judge["opinion"] for judge in conclusion["comparisons"][0]["judges"]] == opinions
     assert conclusion["verdict"]["answer"] == expected
     if "disagrees" in opinions:
-        label = describe("swd_laplacian").label
+        label = LAPLACIAN.label
         how = f"no difference that matters, but {label} tells one." if ratio == 1.0 else f"but it is the other way round by {label}."
         assert conclusion["verdict"]["headline"].endswith(how)
 

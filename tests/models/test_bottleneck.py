@@ -162,8 +162,8 @@ def test_kl_term_is_the_closed_form_summed_per_image_and_weighted():
     expected = torch.distributions.kl_divergence(posterior, torch.distributions.Normal(0.0, 1.0)).sum(dim=(1, 2, 3)).mean()
     output = gaussian(z)
     assert output.loss.item() == pytest.approx(0.25 * expected.item(), rel=1e-5)
-    assert output.metrics["kl"].item() == pytest.approx(expected.item(), rel=1e-5)
-    assert output.metrics["std"].item() == pytest.approx(posterior.stddev.mean().item(), rel=1e-5)
+    assert output.metrics["kl_nats_per_image"].item() == pytest.approx(expected.item(), rel=1e-5)
+    assert output.metrics["noise_std"].item() == pytest.approx(posterior.stddev.mean().item(), rel=1e-5)
     assert gaussian(torch.zeros(1, 6, 2, 2)).loss == 0
 
 

@@ -6,7 +6,9 @@ import json
 import pytest
 import torch
 
-from models.priors import SAMPLERS, build_prior, generate, prior_config
+from models.metric import Metric
+from models.priors import KINDS, SAMPLERS, build_prior, generate, prior_config
+from sections import PRIORS
 from tests.models.rows import Rows
 
 COMMON = {"num_classes": 3, "num_layers": 1, "num_heads": 2, "width": 16, "latent_size": 4, "label_dropout": 0.1}
@@ -30,7 +32,7 @@ SETTINGS = {
     "heun": {"num_steps": 3, "guidance_interval": [0.2, 0.8]},
     "stochastic": {"num_steps": 3, "guidance_interval": [0.0, 1.0], "churn": 0.5},
 }
-FITTING = {"transformer": ["autoregressive"], "maskgit": ["maskgit"], "dit": ["euler", "heun", "stochastic"]}
+FITTING = {kind: list(section.SAMPLERS) for kind, section in PRIORS.items()}
 
 
 def build(kind: str) -> torch.nn.Module:
@@ -43,6 +45,10 @@ def build(kind: str) -> torch.nn.Module:
     return prior
 
 
+def test_the_schema_and_the_models_know_the_same_kinds_and_samplers():
+    assert {kind: list(entry.samplers) for kind, entry in KINDS.items()} == FITTING and KINDS.keys() == CONFIGS.keys()
+
+
 @pytest.mark.parametrize("kind", CONFIGS)
 def test_every_prior_comes_back_from_its_config_through_json_and_its_weights(kind):
     prior = build(kind)
@@ -53,7 +59,7 @@ def test_every_prior_comes_back_from_its_config_through_json_and_its_weights(kin
     latents = {"tokens": torch.randint(7, (5, 4, 4)), "mean": torch.randn(5, 2, 4, 4), "logvar": torch.zeros(5, 2, 4, 4)}
     labels = torch.tensor([0, 1, 2, -1, -1])
     assert torch.equal(prior.eval().loss(latents, labels), restored.eval().loss(latents, labels))
-    assert prior.loss(latents, labels).shape == (5,) and prior.no_class == 3 and isinstance(prior.validation_metric, str)
+    assert prior.loss(latents, labels).shape == (5,) and prior.no_class == 3 and isinstance(prior.loss_metric, Metric)
 
 
 @pytest.mark.parametrize(("kind", "sampler"), [(kind, sampler) for kind, samplers in FITTING.items() for sampler in samplers])
@@ -68,8 +74,9 @@ def test_every_sampler_draws_latents_of_its_prior(kind, sampler):
 
 
 def test_each_setting_reaches_its_sampler():
+    samplers = {name: function for kind in KINDS.values() for name, function in kind.samplers.items()}
     for sampler, settings in SETTINGS.items():
-        accepted = set(inspect.signature(SAMPLERS[sampler][1]).parameters)
+        accepted = set(inspect.signature(samplers[sampler]).parameters)
         assert {*settings, "guidance_scale"} <= accepted
     dit, labels = build("dit").eval(), torch.tensor([0, 1])
     drawn = [

@@ -6,12 +6,14 @@ import torch
 
 from models.autoencoder import AutoencoderConfig, Decoder, Encoder
 from models.bottleneck import build_bottleneck
+from models.transformer import Transformer
 from params import Params, load_params
 from stage import PROJECT, execute
 from storage.decoders import save_decoder
 from storage.files import write_json
 from storage.frozen import Frozen, encoder_config, load_encoder, save_encoder, save_probe
 from storage.latents import LatentSpec, write_latents, write_latents_manifest
+from storage.legends import write_legend
 from storage.shards import ShardDataset, write_manifest, write_shard
 from tasks.shards import STAGE as SHARDS
 from tests.evaluation.faces import SIZE, faces
@@ -75,7 +77,7 @@ def write_run(root: Path, second_decoder_seed: int = 2) -> str:
         folder.mkdir(parents=True)
         save_decoder(folder, CONFIG, Decoder(CONFIG), frozen.sha256)
     write_images(artifacts / "sample" / RUN, {"samples": [faces(70, 95)]}, frozen_sha256=frozen.sha256)
-    (artifacts / "prior" / RUN).mkdir(parents=True)  # sampled from already; what is read is its seal
+    write_legend(artifacts / "prior" / RUN, [Transformer.loss_metric])  # sampled from already: nothing else of it is read but its seal
     write_json(root / "metrics/prior" / f"{RUN}.json", {"validation_nll_nats_per_token": 2.5, "frozen_sha256": frozen.sha256})
     seal(root)
     return frozen.sha256

@@ -21,7 +21,8 @@ from storage.decoders import load_decoder
 from storage.files import read_json, write_json
 from storage.frozen import load_frozen
 from storage.latents import LatentDataset
-from tasks.evaluate import STAGE, Comparison, latent_use
+from storage.legends import read_legend
+from tasks.evaluate import STAGE, Viewing, latent_use
 from tasks.reference import STAGE as REFERENCE
 from tests.evaluation.faces import SIZE, faces
 from tests.sealing import seal
@@ -83,13 +84,16 @@ def tiles(path, number):
 
 def test_it_has_the_contracts_sections_and_names(metrics, shared):
     reconstructions = {"reconstruction_stage1", "reconstruction_stage2"}
-    assert set(metrics) == {"codebook", "frozen_sha256", "prior", "prior_gap", "protocol", "samples", *reconstructions}
+    assert set(metrics) == {"latent", "frozen_sha256", "prior", "prior_gap", "protocol", "samples", *reconstructions}
     for stage in ("stage1", "stage2"):
         assert sorted(metrics[f"reconstruction_{stage}"]) == [*DISTANCES, "psnr_db", "swd_laplacian"]
     assert sorted(metrics["samples"]) == [*DISTANCES, "precision", "recall", "swd_laplacian"]
     assert sorted(metrics["prior_gap"]) == DISTANCES
     assert metrics["protocol"] == read_json(shared / "metrics/reference.json")["protocol"]
     assert metrics["prior"] == {"validation_nll_nats_per_token": 2.5}
+    legend = read_legend(shared / f"artifacts/evaluate/{RUN}")
+    named = {name.removeprefix("validation_") for section in metrics.keys() - {"protocol", "frozen_sha256"} for name in metrics[section]}
+    assert named <= legend.keys() and legend["nll_nats_per_token"]["unit"] == "nats per token"
 
 
 def test_cartoon_faces_are_held_to_the_law_they_are_drawn_by(tmp_path, monkeypatch):
@@ -172,14 +176,14 @@ def test_codebook_use_counts_the_validation_tokens(metrics, shared):
     _, tokens = decoded(shared, "stage1")
     shares = np.bincount(tokens.flatten().numpy(), minlength=NUM_CODES) / tokens.numel()
     used = shares[shares > 0]
-    assert metrics["codebook"]["usage"] == pytest.approx(len(used) / NUM_CODES)
-    assert metrics["codebook"]["perplexity"] == pytest.approx(np.exp(-(used * np.log(used)).sum()))
+    assert metrics["latent"]["codebook_usage"] == pytest.approx(len(used) / NUM_CODES)
+    assert metrics["latent"]["codebook_perplexity"] == pytest.approx(np.exp(-(used * np.log(used)).sum()))
 
 
 def test_the_grids_show_the_same_images_pixel_for_pixel(metrics, shared):
     folder, shown = shared / f"artifacts/evaluate/{RUN}", list(range(0, 24, 4))
     assert sorted(path.name for path in folder.iterdir()) == [
-        "real.png", "reconstruction_stage1.png", "reconstruction_stage2.png", "samples.png", "seal.json",
+        "legend.json", "real.png", "reconstruction_stage1.png", "reconstruction_stage2.png", "samples.png", "seal.json",
     ]  # fmt: skip
     expected = {"real": faces(0, 24), "reconstruction_stage1": decoded(shared, "stage1")[0]}
     for name, images in expected.items():
@@ -191,13 +195,13 @@ def test_without_a_second_stage_both_decoders_score_the_same(tmp_path, monkeypat
     write_shards(tmp_path)
     write_run(tmp_path, second_decoder_seed=1)
     execute(REFERENCE, PARAMS, None, 0, tmp_path)
-    decoders, reconstruct_once = [], Comparison.reconstruct
+    decoders, reconstruct_once = [], Viewing.reconstruct
 
-    def reconstruct(comparison, name, *arguments):
+    def reconstruct(viewing, name, *arguments):
         decoders.append(name)
-        return reconstruct_once(comparison, name, *arguments)
+        return reconstruct_once(viewing, name, *arguments)
 
-    monkeypatch.setattr(Comparison, "reconstruct", reconstruct)
+    monkeypatch.setattr(Viewing, "reconstruct", reconstruct)
     result = execute(STAGE, PARAMS, "dae", 0, tmp_path)
     assert decoders == ["reconstruction_stage1"]  # nothing is computed twice
     assert result["reconstruction_stage2"] == result["reconstruction_stage1"]

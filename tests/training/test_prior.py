@@ -40,7 +40,7 @@ def test_validation_is_the_mean_likelihood_of_the_validation_latents(inputs):
     prior = objective.modules["prior"].eval()
     batch = objective.validation.batch(list(range(10)))
     expected = prior.loss({"tokens": batch["tokens"]}, batch["labels"]).mean().item()
-    assert objective.validate({"prior": prior})["validation_transformer_loss"] == pytest.approx(expected, rel=1e-5)
+    assert objective.validate({"prior": prior})["validation_nll_nats_per_token"] == pytest.approx(expected, rel=1e-5)
 
 
 def test_class_conditioning_without_labels_is_one_clear_line(tmp_path):
