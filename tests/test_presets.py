@@ -13,9 +13,10 @@ import yaml
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torchvision.models import vgg16
 
-import evaluation.perceptual
+import losses.perceptual
 from errors import PipelineError
 from flows.preset import write_seeds
+from losses.reconstruction import AutoencoderLoss
 from models.autoencoder import AutoencoderConfig, Decoder, Encoder
 from models.bottleneck import build_bottleneck
 from models.discriminator import PatchDiscriminator
@@ -24,7 +25,7 @@ from models.transformer import TransformerConfig
 from params import Params, load_params
 from storage.sources import open_source
 from tests.clone import GIT
-from training.autoencoder import AutoencoderLoss, autoencoder_config, bottleneck_config
+from training.autoencoder import autoencoder_config, bottleneck_config
 from training.operations import count_operations
 from training.prior import prior_config
 
@@ -112,7 +113,7 @@ def test_the_command_line_accepts_it(name):
 def test_every_arm_costs_as_many_operations_as_the_baseline(name, monkeypatch):
     params = load_params(PRESETS[name])
     no_download = {f"features.{key}": value for key, value in vgg16(weights=None).features.state_dict().items()}
-    monkeypatch.setattr(evaluation.perceptual, "_download_vgg", lambda: no_download)
+    monkeypatch.setattr(losses.perceptual, "_download_vgg", lambda: no_download)
     counted, known = {}, {}  # arms share stages
     for arm, settings in params.arms.items():
         keys = [

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
 from types import SimpleNamespace
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from errors import PipelineError
-from evaluation.perceptual import build_perceptual
+from losses.reconstruction import AutoencoderLoss
 from models.autoencoder import AutoencoderConfig, Decoder, Encoder, from_uint8
 from models.bottleneck import build_bottleneck, usage_metrics
 from models.discriminator import PatchDiscriminator
 from models.latent_noise import disturb
-from models.losses import balance_adversarial, discriminator_hinge_loss, generator_hinge_loss
-from sections import ArmStage1, ArmStage2, Autoencoder, Bottleneck, LatentNoise, Optimization, ReconstructionLoss
+from sections import ArmStage1, ArmStage2, Autoencoder, Bottleneck, LatentNoise, Optimization
 from storage.decoders import load_decoder
 from storage.frozen import load_frozen
 from storage.latents import LatentDataset
@@ -60,59 +57,6 @@ class LatentExamples:
 
     def batch(self, indices: list[int]) -> dict[str, Tensor]:
         return {"images": self.shards.images(indices), **self.latents.batch(indices)}
-
-
-class AutoencoderLoss:
-    """Pixel and perceptual distance, and in a stage's last steps the adversarial term; one call per training step.
-
-    Attributes:
-        discriminator_start, adversarial_start: the first step at which the discriminator learns, and at which it counts.
-
-    Args:
-        stage: how many steps there are, and how many adversarial ones.
-        discriminator: None when there are no adversarial steps.
-    """
-
-    def __init__(self, settings: ReconstructionLoss, stage: ArmStage1 | ArmStage2, discriminator: nn.Module | None, device: torch.device):
-        self.settings, self.discriminator = settings, discriminator
-        self.adversarial_start = stage.num_steps - stage.num_adversarial_steps
-        self.discriminator_start = self.adversarial_start - settings.discriminator_head_start
-        perceptual = build_perceptual(settings.perceptual, settings.perceptual_weights_path)
-        self.perceptual = perceptual.to(device) if perceptual is not None else None
-
-    def phases(self, num_steps: int) -> list[tuple[int, int]]:
-        """(First step, number of steps) without the discriminator, with it learning, and with it counting."""
-        starts = [0, num_steps if self.discriminator is None else self.discriminator_start, self.adversarial_start, num_steps]
-        return [(start, stop - start) for start, stop in pairwise(starts)]
-
-    def __call__(self, reconstruction: Tensor, images: Tensor, last_layer: Tensor, step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """The scalar to minimise and scalars to log, for a reconstruction and its original (B, 3, H, W) in [-1, 1]."""
-        distance = F.l1_loss if self.settings.pixel == "l1" else F.mse_loss
-        pixel = distance(reconstruction.float(), images)
-        loss, metrics = self.settings.pixel_weight * pixel, {"pixel": pixel}
-        if self.perceptual is not None:
-            perceptual = self.perceptual(reconstruction, images).mean()
-            loss, metrics["perceptual"] = loss + self.settings.perceptual_weight * perceptual, perceptual
-        if self.discriminator is None:
-            return loss, metrics
-        fake = reconstruction.detach()
-        if step >= self.adversarial_start:
-            adversarial = generator_hinge_loss(self._judge(reconstruction))
-            gradient, weight = balance_adversarial(reconstruction, loss, adversarial, last_layer, self.settings.adversarial_weight)
-            loss = (reconstruction * gradient).sum()  # has that gradient; its value means nothing
-            metrics |= {"adversarial": adversarial, "adaptive_weight": weight}
-        if step >= self.discriminator_start:
-            real_logits, fake_logits = self.discriminator(torch.cat([images, fake])).chunk(2)
-            discriminator_loss = discriminator_hinge_loss(real_logits, fake_logits)
-            loss, metrics["discriminator"] = loss + discriminator_loss, discriminator_loss
-        return loss, metrics
-
-    def _judge(self, reconstruction: Tensor) -> Tensor:
-        """Logits whose gradient reaches the reconstruction and not the discriminator."""
-        self.discriminator.requires_grad_(False)
-        logits = self.discriminator(reconstruction)
-        self.discriminator.requires_grad_(True)
-        return logits
 
 
 class Stage1Objective:

@@ -1,4 +1,4 @@
-"""Losses of the autoencoder's training: adversarial terms and how they are balanced against reconstruction."""
+"""The adversarial losses, of autoencoder and discriminator, and how the former's is balanced against reconstruction."""
 
 import torch
 from torch import Tensor

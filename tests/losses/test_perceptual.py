@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from errors import PipelineError
-from evaluation.perceptual import build_perceptual
+from losses.perceptual import build_perceptual
 from models.autoencoder import from_uint8
 from tests.evaluation.faces import blurred, faces, noisy
 
