@@ -1,6 +1,7 @@
 """What the autoencoder minimises: a weighted sum of distances, and in a stage's last steps the adversarial term.
 
-A new distance is a function here, a row in ``build_terms`` and its weight in ``sections.ReconstructionLoss``.
+A new distance is a function here, a row in ``build_terms`` and its weight in ``sections.ReconstructionLoss``. Where a weight of 0 is to
+cost nothing and to log nothing, the row is added only if there is a weight.
 """
 
 from __future__ import annotations

@@ -14,7 +14,6 @@ from tests.training.tiny import tiny_params
 CPU = torch.device("cpu")
 HEAD_START = 3
 STAGE = SimpleNamespace(num_steps=10, num_adversarial_steps=4)  # the discriminator learns from step 3 and counts from step 6
-WEIGHTS = {"pixel_weight": 0.7, "perceptual_weight": 2.5}
 
 
 def settings(**changes) -> ReconstructionLoss:
@@ -40,25 +39,26 @@ def compare(loss: AutoencoderLoss, step: int) -> tuple[torch.Tensor, torch.Tenso
 
 
 @pytest.mark.parametrize(
-    ("changes", "name", "expected"),
+    ("name", "changes", "formula"),
     [
-        ({"pixel": "l1"}, "pixel", lambda ours, theirs: (ours - theirs).abs().mean()),
-        ({"pixel": "l2"}, "pixel", lambda ours, theirs: (ours - theirs).square().mean()),
-        ({"perceptual": "efficientnet-lite0"}, "perceptual", lambda *both: build_perceptual("efficientnet-lite0", None)(*both).mean()),
+        ("pixel", {"pixel": "l1"}, lambda ours, theirs: (ours - theirs).abs().mean()),
+        ("pixel", {"pixel": "l2"}, lambda ours, theirs: (ours - theirs).square().mean()),
+        ("perceptual", {"perceptual": "efficientnet-lite0"}, lambda *both: build_perceptual("efficientnet-lite0", None)(*both).mean()),
     ],
 )
-def test_a_term_is_its_formula(changes, name, expected):
-    term = next(term for term in build_terms(settings(**changes, **WEIGHTS), CPU) if term.name == name)
-    assert term.weight == WEIGHTS[f"{name}_weight"]
-    torch.testing.assert_close(term.distance(images(0), images(1)), expected(images(0), images(1)))
-    assert term.distance(images(0).bfloat16(), images(1)).dtype == torch.float32
+def test_a_term_is_its_formula_with_its_weight(name, changes, formula):
+    terms = {term.name: term for term in build_terms(settings(**changes, **{f"{name}_weight": 0.7}), CPU)}
+    assert terms[name].weight == 0.7
+    torch.testing.assert_close(terms[name].distance(images(0), images(1)), formula(images(0), images(1)))
+    assert terms[name].distance(images(0).bfloat16(), images(1)).dtype == torch.float32
 
 
 def test_the_loss_is_the_weighted_sum_and_each_term_is_logged_without_its_weight():
-    loss = AutoencoderLoss(settings(perceptual="efficientnet-lite0", **WEIGHTS), STAGE, None, CPU)
+    loss = AutoencoderLoss(settings(perceptual="efficientnet-lite0", pixel_weight=0.7, perceptual_weight=2.5), STAGE, None, CPU)
     _, value, metrics = compare(loss, step=9)
-    assert list(metrics) == ["pixel", "perceptual"]
-    torch.testing.assert_close(value, 0.7 * metrics["pixel"] + 2.5 * metrics["perceptual"])
+    assert list(metrics) == [term.name for term in loss.terms] and {"pixel", "perceptual"} <= set(metrics)
+    torch.testing.assert_close(value, sum(term.weight * term.distance(images(0), images(1)) for term in loss.terms))
+    torch.testing.assert_close(value, sum(term.weight * metrics[term.name] for term in loss.terms))
 
 
 @pytest.mark.parametrize(
@@ -69,7 +69,7 @@ def test_the_discriminator_learns_before_it_counts(step, further):
     torch.manual_seed(0)
     discriminator = PatchDiscriminator(4, 1)
     loss = AutoencoderLoss(settings(), STAGE, discriminator, CPU)
-    assert list(compare(loss, step)[2]) == ["pixel", *further]
+    assert list(compare(loss, step)[2]) == [*(term.name for term in loss.terms), *further]
     assert any(p.grad is not None for p in discriminator.parameters()) is bool(further)
 
 
@@ -79,6 +79,7 @@ def test_in_adversarial_steps_the_gradient_is_that_of_the_balanced_sum():
     loss = AutoencoderLoss(settings(adversarial_weight=0.3), STAGE, discriminator, CPU)
     gradient, _, metrics = compare(loss, step=6)
     last_layer = torch.eye(3).requires_grad_()
-    distance, judgement = loss.terms[0].distance(decode(last_layer), images(1)), discriminator(decode(last_layer)).mean()
-    expected = torch.autograd.grad(distance - 0.3 * metrics["adaptive_weight"] * judgement, last_layer)[0]
-    torch.testing.assert_close(gradient, expected)
+    reconstruction = decode(last_layer)
+    distance = sum(term.weight * term.distance(reconstruction, images(1)) for term in loss.terms)
+    expected = distance - 0.3 * metrics["adaptive_weight"] * discriminator(reconstruction).mean()
+    torch.testing.assert_close(gradient, torch.autograd.grad(expected, last_layer)[0])
