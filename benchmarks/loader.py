@@ -15,7 +15,7 @@ from webdataset.tariterators import tar_file_iterator
 
 from benchmarks.measure import alternate, conclude
 from benchmarks.setting import open_params, write_faces
-from storage.encoding import decode_image
+from storage.image_codec import decode_image
 from storage.shards import EXTENSIONS, ShardDataset
 from training.randomness import batch_indices
 

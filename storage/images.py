@@ -18,7 +18,7 @@ SRGB = ImageCms.createProfile("sRGB")
 BITS_PER_SAMPLE, PHOTOMETRIC, SAMPLE_FORMAT = 258, 262, 339  # tags of TIFF
 WHITE_IS_ZERO, UNSIGNED = 0, 1
 
-# The limit is decode_image's own, from dataset.max_image_pixels; PIL's would warn or raise at another size.
+# The limit is decode_source_image's own, from dataset.max_image_pixels; PIL's would warn or raise at another size.
 Image.MAX_IMAGE_PIXELS = None
 
 
@@ -26,7 +26,7 @@ class ImageError(Exception):
     """An image that cannot be used; the message is the short reason that the manifest records."""
 
 
-def decode_image(data: bytes, max_pixels: int) -> Image.Image:
+def decode_source_image(data: bytes, max_pixels: int) -> Image.Image:
     """Decode an image file into RGB pixels, upright, transparency on white; of several frames the first.
 
     Raises:
@@ -49,7 +49,7 @@ def decode_image(data: bytes, max_pixels: int) -> Image.Image:
 
 
 def to_rgb(image: Image.Image, max_pixels: int) -> Image.Image:
-    """Turn an opened PIL image of any mode into RGB as ``decode_image`` does, with its exceptions."""
+    """Turn an opened PIL image of any mode into RGB as ``decode_source_image`` does, with its exceptions."""
     width, height = image.size
     if width * height > max_pixels:
         raise ImageError(f"{width}x{height} pixels, more than dataset.max_image_pixels {max_pixels}")

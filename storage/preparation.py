@@ -17,8 +17,8 @@ from typing import NamedTuple
 import numpy as np
 
 from errors import PipelineError
-from storage.encoding import encode_image
-from storage.images import ImageError, decode_image, resize_and_crop, to_rgb
+from storage.image_codec import encode_image
+from storage.images import ImageError, decode_source_image, resize_and_crop, to_rgb
 from storage.items import Item, Reader
 
 CHUNK_SIZE = 32  # items per message to a worker
@@ -48,7 +48,7 @@ class Preparation:
     def prepare(self, item: Item) -> Prepared:
         try:
             image, label = self.reader.read(item)
-            image = decode_image(image, self.max_image_pixels) if isinstance(image, bytes) else to_rgb(image, self.max_image_pixels)
+            image = decode_source_image(image, self.max_image_pixels) if isinstance(image, bytes) else to_rgb(image, self.max_image_pixels)
         except ImageError as error:
             return Prepared(item, None, None, str(error))
         except OSError as error:

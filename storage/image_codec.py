@@ -1,5 +1,8 @@
-"""How images are stored inside shards, and read from them; storage/images.py, which reads what users bring, is apart,
-so that a change there reruns the shards stage alone."""
+"""Encodes images for shards, as PNG, WebP or JPEG, and decodes them again.
+
+The images that users bring are decoded by storage/images.py. That is another file because every stage that opens a shard depends on
+this one: when the reading of users' images changes, the stage ``shards`` alone runs again.
+"""
 
 from __future__ import annotations
 
