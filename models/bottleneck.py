@@ -97,7 +97,8 @@ class VectorQuantizer(nn.Module):
     def swap_tokens(self, tokens: Tensor, share: float) -> Tensor:
         """Tokens (B, h, w), each exchanged with probability ``share`` for one of the nearest other codes, 1 in 32 of all."""
         codes = F.normalize(self.codebook, dim=-1)
-        # One row for each code, or for each position where these are fewer: all pairs of a large codebook would not fit.
+        # A row of similarities for each code or, where there are fewer positions than codes, for the code at each position: all pairs of
+        # a large codebook would not fit into memory.
         rows = torch.arange(self.num_codes, device=tokens.device) if self.num_codes <= tokens.numel() else tokens.flatten()
         similarity = (codes[rows] @ codes.T).scatter_(1, rows[:, None], -torch.inf)  # (rows, num_codes)
         near = similarity.topk(max(1, self.num_codes // 32), dim=1).indices  # (rows, number of near codes)

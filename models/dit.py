@@ -214,7 +214,9 @@ class SelfAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         heads = self.qkv(x).unflatten(-1, (3, self.num_heads, -1))  # (B, T, 3, N, C/N)
         q, k, v = (part.transpose(1, 2) for part in heads.unbind(2))  # (B, N, T, C/N) each
-        q, k = q * (self.gain / length(q)), k * (1 / length(k))  # factors on the small side: half the passes of F.normalize
+        # Gain and length are one number per vector. They are combined first, where there is little to compute, and each of the large
+        # tensors is multiplied once: half as many passes over them as F.normalize would make.
+        q, k = q * (self.gain / length(q)), k * (1 / length(k))
         y = F.scaled_dot_product_attention(q, k, v, scale=1.0)  # (B, N, T, C/N)
         return self.proj(y.transpose(1, 2).flatten(2))  # (B, T, C)
 
