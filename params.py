@@ -36,7 +36,7 @@ from sections import (
 )
 from source_check import require_source
 from validation import Name, Section, explain
-from yaml_file import read_mapping, require_one_reading
+from yaml_file import parse_mapping, read_text, require_one_reading
 
 MIN_DISCRIMINATOR_SIDE = 3  # pixels that its strided layers leave: each of its last two takes one off
 
@@ -143,29 +143,42 @@ class Params(Section):
             raise ValueError(f"sample.num_images {self.sample.num_images} is less than evaluation.num_images {evaluation.num_images}")
 
 
-def load_params(path: Path) -> Params:
+def load_params(path: Path, text: str | None = None) -> Params:
     """Read and check a whole params file.
+
+    Args:
+        text: What stands in it. None: it is read.
 
     Raises:
         PipelineError: naming the file, the dotted key, the value found and what is allowed.
     """
-    tree = read_mapping(path)
-    _require_pair(path, tree)
-    try:
-        params = Params.model_validate(tree)
-    except ValidationError as error:
-        raise PipelineError(f"{path}: {explain(error, tree, Params)}") from None
-    require_one_reading(path, tree)
+    text = read_text(path) if text is None else text
+    tree = parse_mapping(path, text)
+    params = validate(path, tree)
+    require_one_reading(path, text, tree)
     return params
 
 
-def check(path: Path) -> Params:
+def validate(path: Path, tree: dict) -> Params:
+    """The parameters that a mapping of sections is, which a file holds or stands for.
+
+    Raises:
+        PipelineError: naming the file, the dotted key, the value found and what is allowed.
+    """
+    _require_pair(path, tree)
+    try:
+        return Params.model_validate(tree)
+    except ValidationError as error:
+        raise PipelineError(f"{path}: {explain(error, tree, Params)}") from None
+
+
+def check(path: Path, text: str | None = None) -> Params:
     """``load_params``, and whether the source is one that DVC can take: what is to be known before DVC is called.
 
     Raises:
         PipelineError: as ``load_params``, or for the source.
     """
-    params = load_params(path)
+    params = load_params(path, text)
     try:
         require_source(Path(params.dataset.source), path.parent if path.name == "params.yaml" else Path("."))
     except PipelineError as error:
@@ -220,9 +233,16 @@ def select_sections(params: Params, sections: tuple[str, ...], arm: str | None) 
     return view
 
 
+def _require_no_overlay(path: Path) -> None:
+    """Say where a preset of differing lines is checked: flows/overlay.py makes a whole file of it, and no stage is to depend on that."""
+    if path.resolve().parent.name == "presets" and Params.model_fields.keys() - parse_mapping(path, read_text(path)).keys():
+        raise PipelineError(f"{path}: holds only what differs from presets/default.yaml; check and take it: make preset NAME={path.stem}")
+
+
 def main() -> int:
     path = Path(sys.argv[1] if len(sys.argv) > 1 else "params.yaml")
     try:
+        _require_no_overlay(path)
         check(path)
     except PipelineError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -12,13 +12,26 @@ from ruamel.yaml import YAMLError as OtherYAMLError
 from errors import PipelineError
 
 
-def read_mapping(path: Path) -> dict:
-    """Read a file that holds one mapping, in which no key is given twice.
+def read_text(path: Path) -> str:
+    """The characters of a file, ends of lines as they are.
+
+    Raises:
+        PipelineError: there is no such file, or it is no text.
+    """
+    try:
+        return path.read_bytes().decode("utf-8")
+    except FileNotFoundError:
+        raise PipelineError(f"{path}: no such file; run from the project's folder, or copy a preset there") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise PipelineError(f"{path}: not a readable text file ({type(error).__name__}); name a YAML file of parameters") from None
+
+
+def parse_mapping(path: Path, text: str) -> dict:
+    """The one mapping that a file's text holds, in which no key is given twice.
 
     Raises:
         PipelineError: naming the file, and the line where there is one.
     """
-    text = _read(path)
     try:
         tree = yaml.load(text, _UniqueKeyLoader)
     except yaml.YAMLError as error:
@@ -35,17 +48,17 @@ def read_mapping(path: Path) -> dict:
     return tree
 
 
-def require_one_reading(path: Path, tree: dict) -> None:
+def require_one_reading(path: Path, text: str, tree: dict) -> None:
     """Refuse what DVC would read differently: it would record, and rerun for, another value than the one that is used.
 
     Args:
-        tree: what ``read_mapping`` returned.
+        tree: what ``parse_mapping`` made of the text.
 
     Raises:
         PipelineError: naming the dotted key and both readings.
     """
     try:
-        other = YAML(typ="safe").load(_read(path))
+        other = YAML(typ="safe").load(text)
     except (OtherYAMLError, ValueError, RecursionError) as error:
         raise PipelineError(f"{path}: not valid YAML for DVC: {' '.join(str(error).split())}") from None
     difference = _first_difference(tree, other, "")
@@ -55,15 +68,6 @@ def require_one_reading(path: Path, tree: dict) -> None:
             f"{path}: {key}: YAML 1.1 reads {ours!r} here, YAML 1.2, and so DVC, {theirs!r}; "
             "write numbers in plain decimals, true or false, and anything else in quotes"
         )
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise PipelineError(f"{path}: no such file; run from the project's folder, or copy a preset there") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise PipelineError(f"{path}: not a readable text file ({type(error).__name__}); name a YAML file of parameters") from None
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
