@@ -1,4 +1,4 @@
-"""params.yaml as commands write it: a preset in its place, or other seeds in it.
+"""params.yaml as commands write it: what a preset stands for in its place, or other seeds in it.
 
 ``python -m flows.preset NAME``, run by ``make preset`` and ``make run PRESET=NAME``, makes a preset the parameters.
 """
@@ -7,45 +7,52 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import yaml
 
 from errors import PipelineError, explain_os_error
 from flows.files import committed, write_whole
+from flows.overlay import compose, differences
 from params import check
+from yaml_file import parse_mapping, read_text
 
-PARAMS, PRESETS = "params.yaml", "presets"
+PARAMS, PRESETS, DEFAULT = "params.yaml", "presets", "presets/default.yaml"
 EDITED = (
     "params.yaml has edits that neither git nor presets/ holds: keep them (git commit params.yaml, or cp params.yaml presets/mine.yaml) "
     "or drop them (git checkout params.yaml)"
 )
 
 
-def take_preset(root: Path, name: str) -> None:
-    """Copy a preset over params.yaml, where that holds nothing that would be lost by it but experiment.seeds.
+def take_preset(root: Path, name: str) -> list[str]:
+    """Write params.yaml as a preset stands for it, where that loses nothing of the user's but experiment.seeds.
+
+    Returns:
+        A line for each value that is not the default's.
 
     Raises:
         PipelineError: there is no such preset, it does not fit here, or params.yaml has edits of the user's.
     """
     preset, target = _find(root, name), root / PARAMS
-    check(preset)
-    if target.exists():
-        kept = [*(path.read_text(errors="replace") for path in (root / PRESETS).glob("*.yaml")), committed(root, PARAMS)]
-        # By the text, as comments would be lost too.
-        if _without_seeds(target.read_text(errors="replace")) not in map(_without_seeds, kept):
-            raise PipelineError(EDITED)
-    write_whole(target, preset.read_bytes())
+    text = compose(root / DEFAULT, preset)
+    check(preset, text)
+    # By the text, as comments would be lost too.
+    if target.exists() and _without_seeds(target.read_text(errors="replace")) not in map(_without_seeds, _kept(root)):
+        raise PipelineError(EDITED)
+    write_whole(target, text.encode())
+    return differences(parse_mapping(root / DEFAULT, read_text(root / DEFAULT)), yaml.safe_load(text))
 
 
 def is_preset(root: Path, name: str) -> bool:
-    """Whether params.yaml has a preset's values, experiment.seeds aside.
+    """Whether params.yaml has the values that a preset stands for, experiment.seeds aside.
 
     Raises:
-        PipelineError: there is no such preset.
+        PipelineError: there is no such preset, or it is wrong.
     """
-    preset, target = _find(root, name), root / PARAMS
-    return target.exists() and values_but_for_seeds(target) == values_but_for_seeds(preset)
+    wanted, target = compose(root / DEFAULT, _find(root, name)), root / PARAMS
+    return target.exists() and values_but_for_seeds(target) == _values_but_for_seeds(wanted)
 
 
 def write_seeds(path: Path, num_seeds: int) -> None:
@@ -94,6 +101,15 @@ def _find(root: Path, name: str) -> Path:
     return presets[name]
 
 
+def _kept(root: Path) -> Iterator[str]:
+    """The texts that params.yaml can be made to be again."""
+    yield committed(root, PARAMS)
+    for path in sorted((root / PRESETS).glob("*.yaml")):
+        yield path.read_text(errors="replace")
+        with suppress(PipelineError):  # what has a mistake is held as it is, and stands for nothing
+            yield compose(root / DEFAULT, path)
+
+
 def _without_seeds(text: str) -> str:
     """The text of a parameters file with an empty experiment.seeds; as it is where it has none."""
     try:
@@ -104,7 +120,10 @@ def _without_seeds(text: str) -> str:
 
 def values_but_for_seeds(path: Path) -> object:
     """The values of a parameters file without experiment.seeds; its text where it is no YAML."""
-    text = path.read_text(errors="replace")
+    return _values_but_for_seeds(path.read_text(errors="replace"))
+
+
+def _values_but_for_seeds(text: str) -> object:
     try:
         tree = yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, RecursionError):
@@ -117,14 +136,18 @@ def values_but_for_seeds(path: Path) -> object:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m flows.preset", description="Make a preset the parameters.")
     parser.add_argument("name", metavar="NAME", help="a file of presets/, without .yaml")
+    name = parser.parse_args().name
     try:
-        take_preset(Path("."), parser.parse_args().name)
+        lines = take_preset(Path("."), name)
     except PipelineError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except OSError as error:
         print(f"error: {explain_os_error(error)}", file=sys.stderr)
         return 1
+    plural = "" if len(lines) == 1 else "s"
+    print(f"{PARAMS} is now {PRESETS}/{name}.yaml: {len(lines) or 'no'} difference{plural} from {DEFAULT}{':' if lines else ''}")
+    print("".join(f"  {line}\n" for line in lines), end="")
     return 0
 
 

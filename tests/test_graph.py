@@ -31,7 +31,7 @@ ALLOWED = {
     "training": {"models", "params", "sections", "errors", "progress", "storage", "training", "losses"},
     "tasks": {"models", "params", "sections", "errors", "progress", "publishing", "stage", "storage", "training", "evaluation"},
     "export": {"models", "errors", "storage", "training.randomness", "export"},
-    "flows": {"params", "errors", "evaluation.arms", "flows"},
+    "flows": {"params", "errors", "evaluation.arms", "flows", "yaml_file"},
     "errors.py": set(),
     "params.py": {"errors", "sections", "source_check", "validation", "yaml_file"},
     "plumbing.py": set(),

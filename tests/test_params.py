@@ -69,9 +69,16 @@ def test_defaults_load():
     assert params.autoencoder.downsampling == params.autoencoder.patch_size * 2 ** (len(params.autoencoder.channel_multipliers) - 1)
 
 
-@pytest.mark.parametrize("preset", sorted((PROJECT / "presets").glob("*.yaml")), ids=lambda path: path.stem)
-def test_presets_load(preset):
-    load_params(preset)
+def test_the_command_line_says_where_a_preset_of_differing_lines_is_checked():
+    command = [sys.executable, "-m", "params"]
+    results = [
+        subprocess.run([*command, f"presets/{name}.yaml"], cwd=PROJECT, capture_output=True, text=True) for name in ("default", "smoke")
+    ]
+    assert (results[0].returncode, results[0].stderr) == (0, "") and results[1].returncode == 1
+    [line] = results[1].stderr.splitlines()
+    assert line == (
+        "error: presets/smoke.yaml: holds only what differs from presets/default.yaml; check and take it: make preset NAME=smoke"
+    )
 
 
 @pytest.mark.parametrize(

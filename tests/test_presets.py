@@ -1,9 +1,5 @@
-"""Presets: each is a whole, valid params file whose models fit together. They are built on the meta device, so size costs nothing."""
+"""Presets: each stands for a whole, valid params file whose models fit together. They are built on the meta device, so size is free."""
 
-import os
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,8 +10,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torchvision.models import vgg16
 
 import losses.perceptual
-from errors import PipelineError
-from flows.preset import write_seeds
+from flows.overlay import compose, is_whole
 from losses.reconstruction import AutoencoderLoss
 from models.autoencoder import AutoencoderConfig, Decoder, Encoder
 from models.bottleneck import build_bottleneck
@@ -24,7 +19,6 @@ from models.priors import build_prior
 from models.transformer import TransformerConfig
 from params import Params, load_params
 from storage.sources import open_source
-from tests.clone import GIT
 from training.autoencoder import autoencoder_config, bottleneck_config
 from training.operations import count_operations
 from training.prior import prior_config
@@ -32,9 +26,14 @@ from training.prior import prior_config
 PROJECT = Path(__file__).parent.parent
 PRESETS = {path.stem: path for path in sorted((PROJECT / "presets").glob("*.yaml"))}
 NUM_CLASSES = 10  # of any labelled data set
-NOT_IN_THE_REPOSITORY = {"faceshq-256", "ffhq-256-dit"}  # whose images a user has to bring
+TEXTS = {name: compose(PRESETS["default"], path) for name, path in PRESETS.items()}
+DEFAULT = yaml.safe_load(TEXTS["default"])
 
 each_preset = pytest.mark.parametrize("name", PRESETS)
+
+
+def params_of(name: str) -> Params:
+    return load_params(PRESETS[name], TEXTS[name])
 
 
 def arm_config(params: Params, arm: str) -> AutoencoderConfig:
@@ -91,27 +90,61 @@ def test_the_default_preset_is_params_yaml():
 
 @each_preset
 def test_its_values_are_valid(name):
-    params = load_params(PRESETS[name])
+    params = params_of(name)
     for arm in params.arms:  # also those that it does not run
         params.check_arm(arm)
 
 
 @each_preset
-def test_the_command_line_accepts_it(name):
-    """All but a preset for images that a user brings, where the one message names what is missing."""
-    command = [sys.executable, "-m", "params", str(PRESETS[name].relative_to(PROJECT))]
-    result = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True)
-    source = load_params(PRESETS[name]).dataset.source
-    if name in NOT_IN_THE_REPOSITORY and not (PROJECT / source).exists():
-        assert result.returncode == 1
-        assert f"dataset.source: {source} does not exist" in result.stderr and result.stderr.count("\n") == 1
-    else:
-        assert (result.returncode, result.stderr) == (0, "")
+def test_its_keys_are_in_the_order_of_the_default(name):
+    """But for its arms, and sections of another kind."""
+    tree = yaml.safe_load(TEXTS[name])
+    assert list(tree) == list(DEFAULT)
+    kinds = [
+        section
+        for section, key in (("bottleneck", "kind"), ("prior", "kind"), ("sample", "sampler"))
+        if tree[section][key] != DEFAULT[section][key]
+    ]
+    for section in tree.keys() - {"arms", *kinds}:
+        assert list(tree[section]) == list(DEFAULT[section])
+    for arm, stages in tree["arms"].items():
+        assert [list(stages[stage]) for stage in stages] == [list(DEFAULT["arms"][arm][stage]) for stage in DEFAULT["arms"][arm]]
+
+
+def lines_that_change_nothing(default, preset, path: tuple[str, ...] = ()) -> list[str]:
+    """Dotted keys of a preset without which it would stand for the same; an arm's name alone says that the arm is there."""
+    if len(path) == 1 and any(key in preset and preset[key] != default[key] for key in ("kind", "sampler") if key in default):
+        return []
+    if not isinstance(default, dict) or not isinstance(preset, dict) or (path[:1] == ("arms",) and len(path) > 3):
+        return [".".join(path)] if preset == default else []
+    if not preset and len(path) != 2:
+        return [".".join(path)]
+    return [key for name, value in preset.items() for key in lines_that_change_nothing(default[name], value, (*path, name))]
+
+
+@pytest.mark.parametrize("name", [name for name in PRESETS if name != "default"])
+def test_it_says_nothing_that_the_default_says(name):
+    assert lines_that_change_nothing(DEFAULT, yaml.safe_load(PRESETS[name].read_text())) == []
+
+
+def test_of_the_presets_only_the_default_is_whole():
+    assert [name for name, path in PRESETS.items() if is_whole(DEFAULT, yaml.safe_load(path.read_text()))] == ["default"]
+
+
+@each_preset
+def test_its_text_keeps_its_own_header_and_comments_and_the_defaults_elsewhere(name):
+    text, own = TEXTS[name], PRESETS[name].read_text()
+    assert text.startswith(f"{own.partition(chr(10) * 2)[0]}\n\nexperiment:\n")
+    comments = [line[line.index("# ") :] for line in own.splitlines() if "# " in line]
+    assert comments and [comment for comment in comments if comment not in text] == []
+    for comment in ("gates:                          # whether this budget", "crop: center                  # center: shorter side"):
+        assert comment in text
+    assert text.endswith("\n") and not [line for line in text.splitlines() if line != line.rstrip()]
 
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] if "256" in name else []) for name in PRESETS])
 def test_every_arm_costs_as_many_operations_as_the_baseline(name, monkeypatch):
-    params = load_params(PRESETS[name])
+    params = params_of(name)
     no_download = {f"features.{key}": value for key, value in vgg16(weights=None).features.state_dict().items()}
     monkeypatch.setattr(losses.perceptual, "_download_vgg", lambda: no_download)
     counted, known = {}, {}  # arms share stages
@@ -128,7 +161,7 @@ def test_every_arm_costs_as_many_operations_as_the_baseline(name, monkeypatch):
 
 @each_preset
 def test_the_decoder_that_draws_is_trained_against_the_discriminator_as_long_in_every_arm(name):
-    params = load_params(PRESETS[name])
+    params = params_of(name)
     assert params.reconstruction_loss.discriminator_head_start > 0
     updates = {
         arm: settings.stage2.num_adversarial_steps + (settings.stage1.num_adversarial_steps if settings.stage2.start == "stage1" else 0)
@@ -139,7 +172,7 @@ def test_the_decoder_that_draws_is_trained_against_the_discriminator_as_long_in_
 
 @each_preset
 def test_stage1_is_the_same_in_every_arm_but_for_what_its_name_says(name):
-    arms = load_params(PRESETS[name]).arms
+    arms = params_of(name).arms
     joint = {arm for arm, settings in arms.items() if settings.stage2.num_steps == 0}
     assert {"baseline"} <= joint <= {"baseline", "joint_noise", "compressed"} and "refit" in arms
     for arm in arms.keys() - joint:
@@ -164,7 +197,7 @@ def test_its_header_states_what_a_reader_asks(name):
 
 @each_preset
 def test_encoder_bottleneck_and_every_arms_decoders_fit_together(name):
-    params = load_params(PRESETS[name])
+    params = params_of(name)
     side = params.dataset.image_size
     for arm, settings in params.arms.items():
         config = arm_config(params, arm)
@@ -190,7 +223,7 @@ def test_encoder_bottleneck_and_every_arms_decoders_fit_together(name):
 
 @each_preset
 def test_attention_acts_at_resolutions_that_exist(name):
-    params = load_params(PRESETS[name])
+    params = params_of(name)
     settings = params.autoencoder
     first = params.dataset.image_size // settings.patch_size
     assert set(settings.attention_resolutions) <= {first // 2**level for level in range(len(settings.channel_multipliers))}
@@ -198,7 +231,7 @@ def test_attention_acts_at_resolutions_that_exist(name):
 
 @each_preset
 def test_the_discriminator_judges_more_than_one_patch(name):
-    params = load_params(PRESETS[name])
+    params = params_of(name)
     loss = params.reconstruction_loss
     with torch.device("meta"):
         discriminator = PatchDiscriminator(loss.discriminator_channels, loss.discriminator_num_layers)
@@ -209,7 +242,7 @@ def test_the_discriminator_judges_more_than_one_patch(name):
 
 @each_preset
 def test_the_prior_covers_the_whole_latent(name):
-    params = load_params(PRESETS[name])
+    params = params_of(name)
     config = arm_config(params, "baseline")
     with torch.device("meta"):
         prior = prior_of(params, config.latent_size)
@@ -227,7 +260,7 @@ def test_the_prior_covers_the_whole_latent(name):
 
 @pytest.mark.parametrize("name", ["default", "smoke", "faces-dit", "faces-fair", "faces-fair-small", "faces-fair-vq"])
 def test_a_drawn_source_has_images_for_training_and_evaluation(name):
-    params = load_params(PRESETS[name])
+    params = params_of(name)
     source = open_source(PROJECT / params.dataset.source, params.dataset.split)
     assert len(source.splits["all"]) >= params.dataset.num_validation_images + params.evaluation.num_images
     assert params.dataset.num_validation_images >= params.evaluation.num_images
@@ -235,7 +268,7 @@ def test_a_drawn_source_has_images_for_training_and_evaluation(name):
 
 def test_faceshq_has_the_sizes_of_the_published_models():
     """VQGAN for faces: 29.3 M encoder, 42.5 M decoder; GPT with 24 layers of width 1024: 12 x 24 x 1024² = 302 M and its embeddings."""
-    params = load_params(PRESETS["faceshq-256"])
+    params = params_of("faceshq-256")
     config = arm_config(params, "baseline")
     with torch.device("meta"):
         encoder, decoder, bottleneck = Encoder(config), Decoder(config), build_bottleneck(params.bottleneck.model_dump())
@@ -252,122 +285,6 @@ def test_faceshq_has_the_sizes_of_the_published_models():
 
 
 def test_faceshq_learns_at_tamings_rate():
-    params = load_params(PRESETS["faceshq-256"])
+    params = params_of("faceshq-256")
     for settings in (params.stage1, params.stage2, params.prior.training):
         assert settings.learning_rate == pytest.approx(4.5e-6 * settings.batch_size)
-
-
-@pytest.fixture
-def make_preset(tmp_path):
-    """``make_preset(name)`` runs ``make preset`` in a folder with the project's presets and no params.yaml yet."""
-    make = shutil.which("make")
-    if make is None:
-        pytest.skip("make is not installed")
-    text = (PROJECT / "Makefile").read_text()
-    recipe = text[text.index("\npreset:") :].split("\n\n")[0].replace("preset: setup", "preset:")
-    (tmp_path / "Makefile").write_text(f"SHELL := /bin/bash\nexport PYTHONPATH := {PROJECT}\n{recipe}\n")
-    for folder in ("presets", "sources"):
-        shutil.copytree(PROJECT / folder, tmp_path / folder)
-    environment = {"PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin"}
-
-    def run(name):
-        return subprocess.run([make, "preset", f"NAME={name}"], cwd=tmp_path, env=environment, capture_output=True, text=True)
-
-    return run
-
-
-def test_make_preset_copies_a_valid_preset_and_refuses_another(make_preset, tmp_path):
-    assert make_preset("smoke").returncode == 0
-    assert (tmp_path / "params.yaml").read_bytes() == PRESETS["smoke"].read_bytes()
-    for name, message in {"no-such": "no presets/no-such.yaml", "faceshq-256": "data/faceshq does not exist"}.items():
-        result = make_preset(name)
-        assert result.returncode != 0
-        assert message in result.stderr + result.stdout
-        assert (tmp_path / "params.yaml").read_bytes() == PRESETS["smoke"].read_bytes()
-
-
-def test_make_preset_overwrites_what_git_or_a_preset_holds_and_no_edits_of_the_users(make_preset, tmp_path):
-    params, edited = tmp_path / "params.yaml", PRESETS["default"].read_text().replace("width: 128", "width: 96")
-    params.write_text(edited)
-    refused = make_preset("smoke")
-    assert refused.returncode != 0 and params.read_text() == edited
-    [line] = [line for line in refused.stderr.splitlines() if line.startswith("error: ")]
-    assert "git commit params.yaml" in line and "cp params.yaml presets/" in line and "git checkout params.yaml" in line
-
-    for command in (["init", "--quiet"], ["add", "params.yaml"], ["commit", "--quiet", "--message", "mine"]):
-        subprocess.run([*GIT, *command], cwd=tmp_path, check=True)
-    assert make_preset("smoke").returncode == 0  # git holds it
-    assert make_preset("faces-dit").returncode == 0  # and another preset, not edited, is lost by nobody
-    assert params.read_bytes() == PRESETS["faces-dit"].read_bytes()
-
-    mine = edited.replace("width: 96", "width: 64")
-    params.write_text(mine)
-    shutil.copy(params, tmp_path / "presets/mine.yaml")
-    assert make_preset("smoke").returncode == 0
-    assert make_preset("mine").returncode == 0 and params.read_text() == mine
-
-
-def test_seeds_that_a_study_has_written_are_no_edit(make_preset, tmp_path):
-    params = tmp_path / "params.yaml"
-    shutil.copy(PRESETS["default"], params)
-    write_seeds(params, 3)
-    assert make_preset("smoke").returncode == 0
-    write_seeds(params, 5)
-    preset = params.read_text()
-    for edited in (preset.replace("temperature: 1.0", "temperature: 0.9"), f"# a note of mine\n{preset}"):
-        params.write_text(edited)
-        assert make_preset("smoke").returncode != 0 and params.read_text() == edited
-
-
-@pytest.mark.parametrize(
-    ("before", "after"),
-    [
-        ("seeds: [0]   # once with each", "seeds: [0, 1, 2]   # once with each"),
-        ("seeds:\n  - 7\n  - 8  # of the last\n\n  # of what follows", "seeds: [0, 1, 2]  # of the last\n\n  # of what follows"),
-        ("seeds: [ 4,\n    5 ]", "seeds: [0, 1, 2]"),
-    ],
-)
-def test_seeds_are_written_and_every_other_character_stays(tmp_path, before, after):
-    params, text = tmp_path / "params.yaml", "# first\nexperiment:\n  arms: [dae]\n  {}\nlast: {{rate: 1.0, of: null}}  # end\r\n"
-    params.write_bytes(text.format(before).encode())
-    write_seeds(params, 3)
-    assert params.read_bytes() == text.format(after).encode() and os.listdir(tmp_path) == ["params.yaml"]
-
-
-def test_seeds_that_are_no_list_of_their_own_are_refused(tmp_path):
-    params, text = tmp_path / "params.yaml", "mine: &mine [0]\nexperiment:\n  seeds: *mine\n"
-    params.write_text(text)
-    with pytest.raises(PipelineError, match=r"experiment\.seeds: is no list of its own"):
-        write_seeds(params, 3)
-    assert params.read_text() == text
-
-
-def test_a_comment_among_the_seeds_is_not_lost(tmp_path):
-    params, text = tmp_path / "params.yaml", "experiment:\n  seeds:\n  - 0\n  # the one that failed\n  - 1\n"
-    params.write_text(text)
-    with pytest.raises(PipelineError, match=r"params\.yaml: experiment\.seeds: a comment among them would be lost"):
-        write_seeds(params, 3)
-    assert params.read_text() == text
-
-
-def test_a_linked_file_of_parameters_stays_linked(tmp_path):
-    (tmp_path / "mine.yaml").write_text("experiment: {seeds: [0]}\n")
-    (tmp_path / "params.yaml").symlink_to("mine.yaml")
-    write_seeds(tmp_path / "params.yaml", 2)
-    assert (tmp_path / "params.yaml").is_symlink() and "[0, 1]" in (tmp_path / "mine.yaml").read_text()
-
-
-def test_run_checks_and_mends_before_dvc_does_anything():
-    command = ["make", "--dry-run", "--old-file", "setup", "run"]
-    plan = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=True).stdout
-    assert plan.index("python -m params") < plan.index("python -m flows.repair") < plan.index("dvc repro")
-
-
-def test_run_with_a_preset_makes_it_the_parameters_first():
-    command = ["make", "--dry-run", "--old-file", "setup", "run"]
-    plans = [
-        subprocess.run([*command, *extra], cwd=PROJECT, capture_output=True, text=True, check=True).stdout
-        for extra in ([], ["PRESET=smoke"])
-    ]
-    copies = "python -m flows.preset smoke"
-    assert copies not in plans[0] and plans[1].index(copies) < plans[1].index("dvc repro")
