@@ -373,7 +373,7 @@ class Evaluation(Section):
 
 
 class Gates(Section):
-    """When the question can be answered at all; evaluation/gates.py says what each is of."""
+    """When the question can be answered at all; reporting/gates.py says what each is of."""
 
     max_unconverged: Fraction
     max_decoupling_tax: PositiveFloat

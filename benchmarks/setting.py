@@ -9,10 +9,10 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 
+from ingest.avatars import draw_avatar
 from models.autoencoder import Encoder, from_uint8
 from models.bottleneck import build_bottleneck
 from params import Params, load_params, select_sections
-from storage.avatars import draw_avatar
 from storage.frozen import encoder_config, save_encoder, save_probe
 from storage.shards import ShardDataset, write_manifest, write_shard
 from training.autoencoder import autoencoder_config, bottleneck_config

@@ -26,7 +26,6 @@ from prefect.states import Completed, Failed, State
 from pydantic import Field, PositiveInt
 
 from errors import PipelineError, explain_os_error
-from evaluation.arms import find_control
 from flows import artifacts
 from flows.cost import Remaining, list_points
 from flows.files import write_whole
@@ -35,6 +34,7 @@ from flows.preset import PARAMS, is_preset, take_preset, values_but_for_seeds, w
 from flows.repair import repair
 from flows.reproduce import only_run, reproduce
 from params import check
+from reporting.arms import find_control
 
 LOCK = ".scratch/study.lock"
 STUDIES = "studies"

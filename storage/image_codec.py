@@ -1,6 +1,6 @@
 """Encodes images for shards, as PNG, WebP or JPEG, and decodes them again.
 
-The images that users bring are decoded by storage/images.py. That is another file because every stage that opens a shard depends on
+The images that users bring are decoded by ingest/decoding.py. That is another file because every stage that opens a shard depends on
 this one: when the reading of users' images changes, the stage ``shards`` alone runs again.
 """
 

@@ -10,9 +10,9 @@ from evaluation.extractors import build_extractor
 from evaluation.factors import FactorJudge, save_judge, to_side, train_judge
 from evaluation.fidelity import Reference
 from evaluation.reference import chosen_images, evenly_spaced, read_batches, save_reference
+from ingest.avatars import FACTORS, factors, index_of
 from progress import progress_bar
 from stage import Stage
-from storage.avatars import FACTORS, factors, index_of
 from storage.shards import ShardDataset
 from training.device import prepare_device
 

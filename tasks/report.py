@@ -1,9 +1,9 @@
 """Stage report: every arm and seed in one summary.json and one HTML page."""
 
-from evaluation.report import render
-from evaluation.summary import collect, read_durations
-from evaluation.verdict import conclude
 from params import Params
+from reporting.page import render
+from reporting.summary import collect, read_durations
+from reporting.verdict import conclude
 from stage import Stage
 from storage.files import write_atomic, write_json
 
@@ -50,7 +50,7 @@ STAGE = Stage(
     per_arm=False,
     has_records=False,
     artifact="report",
-    files=("evaluation/report.html.jinja",),
+    files=("reporting/page.html.jinja",),
 )
 
 if __name__ == "__main__":

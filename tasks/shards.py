@@ -10,14 +10,14 @@ from itertools import chain, islice
 from pathlib import Path
 
 from errors import PipelineError
+from ingest.items import Item, Source
+from ingest.preparation import Preparation, Prepared
+from ingest.sources import describe_counts, open_source
 from progress import progress_bar
 from publishing import copy_linked
 from stage import Stage
 from storage.files import read_json, write_json
-from storage.items import Item, Source
-from storage.preparation import Preparation, Prepared
 from storage.shards import write_encoded_shard, write_manifest
-from storage.sources import describe_counts, open_source
 
 FINISHED = "finished.json"
 NUM_NAMED = 3  # skipped images named in a message; the manifest names all

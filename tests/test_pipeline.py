@@ -106,7 +106,7 @@ def test_a_change_of_plumbing_reruns_nothing(finished):
         ("training/schedule.py", {"stage1", "stage2", "prior"}),
         ("models/dit.py", {"prior", "sample"}),
         ("storage/latents.py", {"stage1", "encode", "stage2", "prior", "evaluate"}),
-        ("evaluation/verdict.py", {"report"}),
+        ("reporting/verdict.py", {"report"}),
     ],
 )
 def test_a_change_of_what_decides_results_reruns_what_imports_it(finished, name, stages):

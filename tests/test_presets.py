@@ -11,6 +11,7 @@ from torchvision.models import vgg16
 
 import losses.perceptual
 from flows.overlay import compose, is_whole
+from ingest.sources import open_source
 from losses.reconstruction import AutoencoderLoss
 from models.autoencoder import AutoencoderConfig, Decoder, Encoder
 from models.bottleneck import build_bottleneck
@@ -18,7 +19,6 @@ from models.discriminator import PatchDiscriminator
 from models.priors import build_prior
 from models.transformer import TransformerConfig
 from params import Params, load_params
-from storage.sources import open_source
 from training.autoencoder import autoencoder_config, bottleneck_config
 from training.operations import count_operations
 from training.prior import prior_config

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
-from storage.avatars import draw_avatar
+from ingest.avatars import draw_avatar
 
 SIZE = 32
 

@@ -9,8 +9,8 @@ import torch
 from errors import PipelineError
 from evaluation import factors
 from evaluation.factors import FactorJudge, factor_metrics, load_judge, save_judge, to_side, train_judge, with_factors
-from storage.avatars import FACTORS
-from storage.avatars import factors as factors_of
+from ingest.avatars import FACTORS
+from ingest.avatars import factors as factors_of
 from tests.evaluation.faces import blurred, faces
 
 NUM_CLASSES = {"a": 4, "b": 2, "c": 3}

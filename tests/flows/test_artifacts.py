@@ -1,7 +1,7 @@
 """What a run's page says of the report: the answer and what it rests on, before any table of means."""
 
 from flows.artifacts import report_in_short
-from tests.evaluation.experiment import AS_IN_THE_PAPER, CONTROL, conclusion, edit_json, write_experiment
+from tests.reporting.experiment import AS_IN_THE_PAPER, CONTROL, conclusion, edit_json, write_experiment
 
 
 def test_the_answer_gates_and_comparisons_come_before_the_means(tmp_path):

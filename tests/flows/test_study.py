@@ -15,13 +15,13 @@ import yaml
 from prefect.states import Completed, Failed
 
 import flows
-from evaluation.statistics import LAST_LOOK, next_look
-from evaluation.verdict import FINAL
 from flows import cost, preset
 from flows import reproduce as reproduce_module
 from flows import study as study_module
 from flows.cost import Point, describe_cost, list_points, read_records
 from flows.graph import Node, Settings, load_graph
+from reporting.statistics import LAST_LOOK, next_look
+from reporting.verdict import FINAL
 from tests.clone import GIT, PROJECT
 from tests.flows.server import until
 from tests.flows.toy import STUDY_YAML, Toy

@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from errors import PipelineError
+from ingest.decoding import ImageError, decode_source_image
+from ingest.sources import open_source
 from storage.image_codec import decode_image, encode_image
-from storage.images import ImageError, decode_source_image
 from storage.shards import EXTENSIONS, ShardDataset, write_manifest, write_shard
-from storage.sources import open_source
-from tests.storage.test_tars import write_tar
+from tests.ingest.test_tars import write_tar
 
 MODES = {
     "PNG": ("1", "L", "LA", "P", "RGB", "RGBA", "I;16"),

@@ -11,9 +11,9 @@ from evaluation.extractors import build_extractor
 from evaluation.factors import load_judge, train_judge
 from evaluation.pyramid import project, sliced_wasserstein
 from evaluation.reference import evenly_spaced, load_reference
+from ingest.avatars import FACTORS, factors, index_of
 from params import Params
 from stage import execute
-from storage.avatars import FACTORS, factors, index_of
 from storage.files import sha256_file
 from storage.shards import ShardDataset
 from storage.weights import load_weights

@@ -6,11 +6,11 @@ import shutil
 import pytest
 
 from errors import PipelineError
-from evaluation.summary import FORMAT
 from params import Params, load_params
+from reporting.summary import FORMAT
 from stage import PROJECT, execute
 from tasks.report import SECTIONS, STAGE
-from tests.evaluation.experiment import write_experiment
+from tests.reporting.experiment import write_experiment
 
 PARAMS = load_params(PROJECT / "params.yaml")
 

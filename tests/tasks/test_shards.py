@@ -10,9 +10,9 @@ import yaml
 from PIL import Image
 
 from errors import PipelineError
+from ingest.preparation import Preparation
 from params import Params
 from stage import execute
-from storage.preparation import Preparation
 from storage.shards import ShardDataset
 from tasks.shards import STAGE
 
@@ -250,7 +250,7 @@ def test_shards_of_one_run_are_a_source_for_the_next(tmp_path):
 
 def test_worker_that_is_killed_ends_the_stage_with_one_line(tmp_path, monkeypatch):
     source = fill(tmp_path / "in", numbered(70))
-    monkeypatch.setattr("storage.preparation.ProcessPoolExecutor.submit", _broken)
+    monkeypatch.setattr("ingest.preparation.ProcessPoolExecutor.submit", _broken)
     assert "worker process was ended from outside" in failure(source, tmp_path, num_threads=2)
 
 

@@ -11,11 +11,11 @@ from PIL import Image
 from evaluation.factors import FACTOR_TV
 from evaluation.fidelity import fidelity_metrics
 from evaluation.pyramid import SWD
-from evaluation.summary import collect, read_durations
-from evaluation.verdict import conclude
 from models.bottleneck import CODEBOOK_METRICS
 from models.metric import PSNR
 from models.transformer import Transformer
+from reporting.summary import collect, read_durations
+from reporting.verdict import conclude
 from sections import Gates
 from storage.legends import write_legend
 from tests.sealing import seal

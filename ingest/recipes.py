@@ -13,10 +13,10 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from errors import PipelineError
-from storage.avatars import AvatarsReader, key_of
-from storage.huggingface_images import open_huggingface
-from storage.items import Item, Source, safe_key
-from storage.torchvision_images import open_torchvision
+from ingest.avatars import AvatarsReader, key_of
+from ingest.huggingface_images import open_huggingface
+from ingest.items import Item, Source, safe_key
+from ingest.torchvision_images import open_torchvision
 
 Text = Annotated[str, Field(min_length=1)]
 PositiveInt = Annotated[int, Field(gt=0)]
@@ -30,7 +30,7 @@ class Recipe(BaseModel):
 
 
 class Avatars(Recipe):
-    """Cartoon faces, drawn here; see storage/avatars.py."""
+    """Cartoon faces, drawn here; see ingest/avatars.py."""
 
     num_images: PositiveInt
     seed: Annotated[int, Field(ge=0)]
@@ -100,7 +100,7 @@ def load_recipe(path: Path) -> Recipe:
 
 
 def open_recipe(path: Path, split: str) -> Source:
-    """List the images of a recipe, fetching them first where need be; see ``storage.sources.open_source``."""
+    """List the images of a recipe, fetching them first where need be; see ``ingest.sources.open_source``."""
     recipe = load_recipe(path)
     if split == "folders" and not {"train", "validation"} <= set(recipe.splits):
         raise PipelineError(f"{path}: dataset.split is folders, but the recipe has no train and validation splits; set it to random")

@@ -17,9 +17,9 @@ from typing import NamedTuple
 import numpy as np
 
 from errors import PipelineError
+from ingest.decoding import ImageError, decode_source_image, resize_and_crop, to_rgb
+from ingest.items import Item, Reader
 from storage.image_codec import encode_image
-from storage.images import ImageError, decode_source_image, resize_and_crop, to_rgb
-from storage.items import Item, Reader
 
 CHUNK_SIZE = 32  # items per message to a worker
 CHUNKS_AHEAD = 4  # per worker: bounds what is held in memory

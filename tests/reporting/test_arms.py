@@ -1,9 +1,9 @@
 """Arms are known by their settings: which is how weak, which is the gates' control, and which two differ by one cause."""
 
-from evaluation.arms import departure, find_causes, find_control, is_candidate
 from params import load_params
+from reporting.arms import departure, find_causes, find_control, is_candidate
 from stage import PROJECT
-from tests.evaluation.experiment import ARMS
+from tests.reporting.experiment import ARMS
 
 REFIT = {"stage1": ARMS["continued"]["stage1"], "stage2": ARMS["dae"]["stage2"]}
 

@@ -1,7 +1,7 @@
 """Budgets: what is counted for which decoder, and that "as many" is said of what is as many."""
 
-from evaluation.budget import count_budgets, describe_budgets
-from tests.evaluation.experiment import ARMS
+from reporting.budget import count_budgets, describe_budgets
+from tests.reporting.experiment import ARMS
 
 
 def summary_of(**counts: tuple) -> dict:

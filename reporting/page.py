@@ -8,11 +8,11 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from evaluation.plots import NUM_ARM_COLORS, draw_panels, embed_grid, read_curve
-from evaluation.statistics import LOOKS, log_ratios, pair
-from evaluation.summary import TRAINING_STAGES, decimals, format_duration, label_of
+from reporting.plots import NUM_ARM_COLORS, draw_panels, embed_grid, read_curve
+from reporting.statistics import LOOKS, log_ratios, pair
+from reporting.summary import TRAINING_STAGES, decimals, format_duration, label_of
 
-TEMPLATE = Path(__file__).with_name("report.html.jinja")
+TEMPLATE = Path(__file__).with_name("page.html.jinja")
 NUM_NAMES_SHOWN = 20  # of skipped images; the rest are counted
 SECTION_LABELS = {
     "reconstruction_stage1": "Reconstruction after stage 1",
@@ -50,8 +50,8 @@ def render(title: str, summary: dict, durations: list[dict], curves: Path, grids
 
     Args:
         title: its heading.
-        summary: what ``evaluation.summary.collect`` returned, and ``evaluation.verdict.conclude`` has added.
-        durations: what ``evaluation.summary.read_durations`` returned.
+        summary: what ``reporting.summary.collect`` returned, and ``reporting.verdict.conclude`` has added.
+        durations: what ``reporting.summary.read_durations`` returned.
         curves: the folder of curves, ``<stage>/<arm>-<seed>.csv``.
         grids: the folder of grids, ``<arm>-<seed>/<kind>.png``.
         parameters: sections of params.yaml as plain trees.

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from errors import PipelineError
-from storage.images import EXTENSIONS
-from storage.items import Item, Source, require_known_classes, safe_key
-from storage.recipes import open_recipe
-from storage.tars import open_tars
+from ingest.decoding import EXTENSIONS
+from ingest.items import Item, Source, require_known_classes, safe_key
+from ingest.recipes import open_recipe
+from ingest.tars import open_tars
 
 SPLITS = ("train", "validation")
 MISTAKEN_SPLITS = ("val", "valid", "test", "eval", "dev", "training")  # names that people also give to splits

@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 from errors import PipelineError
-from storage.items import safe_key
-from storage.sources import open_source
+from ingest.items import safe_key
+from ingest.sources import open_source
 
 
 def put(root: Path, *paths: str) -> Path:

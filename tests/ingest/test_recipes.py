@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from errors import PipelineError
-from storage.avatars import FACTORS, draw_avatar, factors, index_of
-from storage.images import to_rgb
-from storage.recipes import load_recipe
-from storage.sources import open_source
+from ingest.avatars import FACTORS, draw_avatar, factors, index_of
+from ingest.decoding import to_rgb
+from ingest.recipes import load_recipe
+from ingest.sources import open_source
 
 PROJECT = Path(__file__).parents[2]
 
@@ -54,7 +54,7 @@ def test_avatars_differ_by_index_and_by_seed():
 
 def test_avatars_are_the_same_in_every_process():
     program = (
-        "import hashlib, random; from storage.avatars import draw_avatar; random.seed(); random.random()\n"
+        "import hashlib, random; from ingest.avatars import draw_avatar; random.seed(); random.random()\n"
         "print(hashlib.sha256(b''.join(draw_avatar(0, i, 32).tobytes() for i in range(8))).hexdigest())"
     )
     outputs = {

@@ -40,7 +40,7 @@ class Reader(Protocol):
         """Return (an image file's bytes or an opened image, its label or None).
 
         Raises:
-            storage.images.ImageError, OSError: this image cannot be read, others may.
+            ingest.decoding.ImageError, OSError: this image cannot be read, others may.
             PipelineError: the source as a whole is not what it said it was.
         """
 
@@ -54,7 +54,7 @@ class Source:
         classes: names, in the order of the labels; empty without labels.
         splits: ``{"all": items}``, or ``{"train": items, "validation": items}`` where the source itself is divided.
         ignored: what else was found and is no image: description -> count.
-        avatars_seed: of cartoon faces, which are functions of it and their index (storage/avatars.py); None for all other images.
+        avatars_seed: of cartoon faces, which are functions of it and their index (ingest/avatars.py); None for all other images.
     """
 
     kind: str

@@ -2,8 +2,8 @@
 
 import pytest
 
-from evaluation.gates import check_gates
-from tests.evaluation.experiment import ARMS, FLOOR, GATES
+from reporting.gates import check_gates
+from tests.reporting.experiment import ARMS, FLOOR, GATES
 
 NAMES = ["converged", "decoupling is cheap", "the prior is the bottleneck", "samples are images"]
 HEALTHY = {"baseline": (33.0, 33.0, 100.0), "continued": (34.0, 35.0, 98.0)}  # distance after stage 1, after stage 2, of samples

@@ -6,9 +6,9 @@ import math
 import pytest
 
 from errors import PipelineError
-from evaluation.summary import collect, decimals, label_of, read_durations
 from models.metric import PSNR
-from tests.evaluation.experiment import AS_IN_THE_PAPER, LEGENDS, PROTOCOL, edit_json, write_experiment, write_manifest
+from reporting.summary import collect, decimals, label_of, read_durations
+from tests.reporting.experiment import AS_IN_THE_PAPER, LEGENDS, PROTOCOL, edit_json, write_experiment, write_manifest
 
 
 def summarize(root, arms=("baseline", "dae"), seeds=(0,)):

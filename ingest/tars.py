@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from errors import PipelineError
-from storage.items import Item, Source, require_known_classes, safe_key
+from ingest.items import Item, Source, require_known_classes, safe_key
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 LABEL_KEYS = ("label", "class", "cls")  # of a .json member; the first that is there counts

@@ -9,12 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+import reporting.page
 from errors import PipelineError
-from evaluation import plots, report
 from evaluation.factors import FACTOR_TV
-from evaluation.report import describe_arm, flatten_parameters, format_bytes, format_count, render
-from evaluation.summary import format_duration
-from tests.evaluation.experiment import ARMS, AS_IN_THE_PAPER, CONTROL, PROTOCOL, conclusion, edit_json, write_experiment, write_manifest
+from reporting import plots
+from reporting.page import describe_arm, flatten_parameters, format_bytes, format_count, render
+from reporting.summary import format_duration
+from tests.reporting.experiment import ARMS, AS_IN_THE_PAPER, CONTROL, PROTOCOL, conclusion, edit_json, write_experiment, write_manifest
 from tests.spoiling import survives
 
 SEEDS = (0, 1, 2, 3, 4)
@@ -184,8 +185,8 @@ def test_steps_left_out_for_a_bad_loss_are_told(page, tmp_path):
     ],
 )
 def test_every_key_that_is_missing_or_of_another_type_is_one_line(tmp_path, monkeypatch, file):
-    monkeypatch.setattr(report, "embed_grid", lambda path: {"uri": "", "width": 1, "height": 1, "is_compressed": False})
-    monkeypatch.setattr(report, "draw_panels", lambda stage, curves: [])
+    monkeypatch.setattr(reporting.page, "embed_grid", lambda path: {"uri": "", "width": 1, "height": 1, "is_compressed": False})
+    monkeypatch.setattr(reporting.page, "draw_panels", lambda stage, curves: [])
     write_experiment(tmp_path)
     assert survives(tmp_path / file, lambda: make_page(tmp_path))[1] >= 5
 

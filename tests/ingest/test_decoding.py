@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from storage.images import ImageError, decode_source_image, resize_and_crop
+from ingest.decoding import ImageError, decode_source_image, resize_and_crop
 
 LIMIT = 10_000
 

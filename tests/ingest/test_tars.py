@@ -11,7 +11,7 @@ import webdataset
 from PIL import Image
 
 from errors import PipelineError
-from storage.sources import open_source
+from ingest.sources import open_source
 
 
 def image_bytes(number: int, image_format: str = "PNG") -> bytes:

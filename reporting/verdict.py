@@ -1,8 +1,8 @@
 """The answer: decouple (and how weakly), do not, cannot tell yet (how many more seeds), not testable (what to raise or to add), judges
 disagree, no verdict (one or two seeds), or nothing to decide.
 
-It rests on the Fréchet distance of samples, paired by seed and decided at the looks of evaluation/statistics.py; on the gates of
-evaluation/gates.py, each of which has to be passed, as a difference means nothing otherwise; and on further judges, which do without the
+It rests on the Fréchet distance of samples, paired by seed and decided at the looks of reporting/statistics.py; on the gates of
+reporting/gates.py, each of which has to be passed, as a difference means nothing otherwise; and on further judges, which do without the
 distance's network: where there are any, none may disagree, and one has to agree with a difference, each by a 95 % interval of its own.
 Means and standard deviations over seeds are shown elsewhere, and decide nothing.
 """
@@ -11,11 +11,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from evaluation.arms import departure, find_causes, find_control, is_candidate
-from evaluation.budget import count_budgets, describe_budgets
-from evaluation.gates import check_gates
-from evaluation.statistics import FIRST_LOOK, LAST_LOOK, Paired, as_ratio, decide, next_look, num_more_seeds, pair_runs, worth
-from evaluation.summary import EXPECTATIONS, decimals, format_duration, label_of
+from reporting.arms import departure, find_causes, find_control, is_candidate
+from reporting.budget import count_budgets, describe_budgets
+from reporting.gates import check_gates
+from reporting.statistics import FIRST_LOOK, LAST_LOOK, Paired, as_ratio, decide, next_look, num_more_seeds, pair_runs, worth
+from reporting.summary import EXPECTATIONS, decimals, format_duration, label_of
 from sections import Gates
 
 JUDGES = ("samples.swd_laplacian", "samples.factor_tv")  # beside the distance; smaller is better; each is heard where it was measured
@@ -61,10 +61,10 @@ def conclude(summary: dict, arms: dict[str, dict], thresholds: Gates, durations:
     """Answer the experiment's question.
 
     Args:
-        summary: what ``evaluation.summary.collect`` returned.
+        summary: what ``reporting.summary.collect`` returned.
         arms: the settings of the experiment's arms, as params.yaml has them, in the experiment's order.
         thresholds: of the gates.
-        durations: what ``evaluation.summary.read_durations`` returned, for what another seed costs.
+        durations: what ``reporting.summary.read_durations`` returned, for what another seed costs.
 
     Returns:
         ``{"gates", "budgets", "comparisons", "attribution", "expectations", "verdict"}``, to be put into the summary. Every

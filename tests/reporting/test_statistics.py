@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from evaluation.statistics import (
+from reporting.statistics import (
     LAST_LOOK,
     LOOKS,
     Paired,

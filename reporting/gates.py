@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 
-from evaluation.arms import find_control
+from reporting.arms import find_control
 from sections import Gates
 
 ADD_CONTROL = (
@@ -47,19 +47,24 @@ def check_gates(summary: dict, arms: dict[str, dict], thresholds: Gates) -> list
     """Hold every gate against the arms' means.
 
     Args:
-        summary: what ``evaluation.summary.collect`` returned.
+        summary: what ``reporting.summary.collect`` returned.
         arms: the settings of the experiment's arms, as params.yaml has them; the first is the baseline.
 
     Returns:
         The four gates as trees, in the order in which they are worth mending.
     """
-    distance, baseline, control = summary["distance"], summary["baseline"], find_control(arms)
-    name = control or "a control"
-    floor, mean = summary["floor"].get(distance), {arm: tree["mean"] for arm, tree in summary["arms"].items()}
-    joint, samples = (mean[baseline][f"{section}.{distance}"] for section in ("reconstruction_stage2", "samples"))
-    halfway, decoupled = (mean[control][f"reconstruction_{stage}.{distance}"] if control else None for stage in ("stage1", "stage2"))
-    missing = "" if control else ADD_CONTROL
-    gates = [
+    means = {arm: tree["mean"] for arm, tree in summary["arms"].items()}
+    gates = [*_of_control(summary, means, find_control(arms), thresholds), *_of_baseline(summary, means, thresholds)]
+    return [asdict(gate) for gate in gates]
+
+
+def _of_control(summary: dict, means: dict[str, dict], control: str | None, thresholds: Gates) -> list[Gate]:
+    """What freezing alone costs: the control's reconstructions beside the baseline's."""
+    distance, baseline, floor = summary["distance"], summary["baseline"], summary["floor"].get(summary["distance"])
+    joint, samples = (means[baseline][f"{section}.{distance}"] for section in ("reconstruction_stage2", "samples"))
+    halfway, decoupled = (means[control][f"reconstruction_{stage}.{distance}"] if control else None for stage in ("stage1", "stage2"))
+    name, missing = control or "a control", "" if control else ADD_CONTROL
+    return [
         _gate(
             "converged",
             f"reconstructions of {name} after stage 1 and of {baseline}: difference, as a share of that of samples above the floor",
@@ -74,6 +79,14 @@ def check_gates(summary: dict, arms: dict[str, dict], thresholds: Gates) -> list
             ("at most", thresholds.max_decoupling_tax),
             ("even the full decoder loses too much by freezing the encoder", "raise num_steps of every arm", missing),
         ),
+    ]
+
+
+def _of_baseline(summary: dict, means: dict[str, dict], thresholds: Gates) -> list[Gate]:
+    """Whether the baseline's prior is what its samples lack, and whether they are images at all."""
+    distance, baseline, floor = summary["distance"], summary["baseline"], summary["floor"].get(summary["distance"])
+    joint, samples = (means[baseline][f"{section}.{distance}"] for section in ("reconstruction_stage2", "samples"))
+    return [
         _gate(
             "the prior is the bottleneck",
             f"samples of {baseline}: what they add to its reconstructions' distance, as a share of theirs above the floor",
@@ -88,7 +101,7 @@ def check_gates(summary: dict, arms: dict[str, dict], thresholds: Gates) -> list
         _gate(
             "samples are images",
             f"samples of {baseline}: precision, the share that lies among real images",
-            mean[baseline].get("samples.precision"),
+            means[baseline].get("samples.precision"),
             ("at least", thresholds.min_precision),
             (
                 "hardly a sample lies among real images, so that their distances rank blurs",
@@ -97,7 +110,6 @@ def check_gates(summary: dict, arms: dict[str, dict], thresholds: Gates) -> list
             ),
         ),
     ]
-    return [asdict(gate) for gate in gates]
 
 
 def _gate(name: str, asks: str, value: float | None, limit: tuple[str, float], words: tuple[str, str, str]) -> Gate:

@@ -15,7 +15,7 @@ import python_avatars as parts
 import resvg_py
 from PIL import Image
 
-from storage.items import Item
+from ingest.items import Item
 
 CANVAS = 'width="264px" height="280px" viewBox="0 0 264 280"'  # as python-avatars writes it
 FRAME = (40, 24, 184)  # left, top and side of the square that is kept: the head fills it, shoulders just show
@@ -95,7 +95,7 @@ def draw_avatar(seed: int, index: int, size: int) -> Image.Image:
     left, top, side = FRAME
     framed = svg.replace(CANVAS, f'width="{side}" height="{side}" viewBox="{left} {top} {side} {side}"', 1)
     if framed == svg:
-        raise RuntimeError("this version of python-avatars draws on another canvas; adapt storage/avatars.py")
+        raise RuntimeError("this version of python-avatars draws on another canvas; adapt ingest/avatars.py")
     png = resvg_py.svg_to_bytes(svg_string=framed, background=_hex(ground), width=size, height=size, skip_system_fonts=True)
     return Image.open(io.BytesIO(png)).convert("RGB")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from errors import PipelineError
-from storage.images import ImageError
+from ingest.decoding import ImageError
 
 
 def open_huggingface(

@@ -7,9 +7,9 @@ from statistics import fmean
 import pytest
 
 from evaluation.pyramid import SWD as LAPLACIAN
-from evaluation.verdict import JUDGES, conclude
+from reporting.verdict import JUDGES, conclude
 from storage.legends import legend_of
-from tests.evaluation.experiment import ARMS, FLOOR, GATES, MEASURED, waver
+from tests.reporting.experiment import ARMS, FLOOR, GATES, MEASURED, waver
 
 SWD, FACTORS = JUDGES
 HOUR = 3600.0

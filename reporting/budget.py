@@ -9,7 +9,7 @@ def count_budgets(summary: dict, arms: dict[str, dict]) -> dict[str, dict[str, f
     """Count per arm, over both stages of the autoencoder, as means over seeds.
 
     Args:
-        summary: what ``evaluation.summary.collect`` returned.
+        summary: what ``reporting.summary.collect`` returned.
         arms: the settings of the experiment's arms, as params.yaml has them.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Every arm and seed in one tree: what was measured, and under which protocol; evaluation/verdict.py adds what follows from it.
+"""Every arm and seed in one tree: what was measured, and under which protocol; reporting/verdict.py adds what follows from it.
 
 Numbers are keyed by where they come from: ``samples.fd_efficientnet_lite0``, ``training.stage1.num_images_seen``.
 """
@@ -14,8 +14,8 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from errors import PipelineError
-from evaluation.records import AutoencoderRecord, DataRecord, DurationRecord, EvaluationRecord, ReferenceRecord, TrainingRecord
 from models.metric import Metric
+from reporting.records import AutoencoderRecord, DataRecord, DurationRecord, EvaluationRecord, ReferenceRecord, TrainingRecord
 from storage.files import MANIFEST, read_json, require_keys
 from storage.legends import describe, read_legend
 from storage.shards import read_manifest
