@@ -17,6 +17,7 @@ from tests.clone import NUM_STAGES, Clone
 GROUPS = {
     "tests/test_pipeline.py": "finished",
     "tests/test_readme.py": "finished",
+    "tests/test_architecture.py": "finished",
     "tests/flows/test_reproduce.py": "served",
     "tests/flows/test_serve.py": "served",
     "tests/flows/test_study.py": "served",
