@@ -13,13 +13,10 @@ from types import SimpleNamespace
 from pydantic import ValidationError, model_validator
 
 from errors import PipelineError
+from kinds import BOTTLENECKS, PRIORS, TOKENS, Bottleneck, Prior, Sample
 from sections import (
-    BOTTLENECKS,
-    PRIORS,
-    TOKENS,
     Arm,
     Autoencoder,
-    Bottleneck,
     Dataset,
     Encode,
     Evaluation,
@@ -27,11 +24,9 @@ from sections import (
     Freeze,
     Gates,
     Optimization,
-    Prior,
     ReconstructionLoss,
     Report,
     Runtime,
-    Sample,
     Stage1,
 )
 from source_check import require_source

@@ -6,6 +6,7 @@ schedule, a loss, a model, a format, how many workers share a batch) does not be
 
 NO_RESULT_DEPENDS_ON = {
     "errors.py": "words what is wrong",
+    "kinds.py": "says which values a kind may have, and which kinds go together",
     "params.py": "checks the values that dvc.yaml lists as params, and hands them on as they are",
     "plumbing.py": "is this list",
     "progress.py": "shows how far a stage is",

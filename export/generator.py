@@ -22,7 +22,7 @@ from models.bottleneck import build_bottleneck
 from models.priors import SAMPLERS, build_prior, generate
 from training.randomness import RowRandomness, draw_labels, whole_batches
 
-# As sections.py has them for params.yaml, which does not come along.
+# As kinds.py has them for params.yaml, which does not come along.
 ALLOWED = {
     "sampler": (lambda value: value in SAMPLERS, f"one of {', '.join(SAMPLERS)}, as far as it fits the prior"),
     "temperature": (lambda value: is_number(value) and value > 0, "a number above 0"),

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import torch
 
+from kinds import Sample
 from models.autoencoder import to_uint8
 from models.priors import generate
 from progress import progress_bar
 from publishing import copy_linked
-from sections import Runtime, Sample
+from sections import Runtime
 from stage import Stage
 from storage.decoders import load_decoder
 from storage.files import is_complete, read_json, write_json

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+import kinds
 import sections
 from plumbing import NO_RESULT_DEPENDS_ON
 from tests.imports import MARKER, PROJECT, code_deps, imported_names, own_files, with_code_deps
@@ -30,15 +31,16 @@ ALLOWED = {
     "ingest": {"errors", "storage.image_codec", "ingest"},
     "evaluation": {"models", "sections", "errors", "progress", "storage", "evaluation"},
     "reporting": {"models.metric", "sections", "errors", "storage", "reporting"},
-    "training": {"models", "params", "sections", "errors", "progress", "storage", "training", "losses"},
+    "training": {"models", "kinds", "params", "sections", "errors", "progress", "storage", "training", "losses"},
     "tasks": {
-        *{"models", "params", "sections", "errors", "progress", "publishing", "stage"},
+        *{"models", "kinds", "params", "sections", "errors", "progress", "publishing", "stage"},
         *{"storage", "ingest", "training", "evaluation", "reporting"},
     },
     "export": {"models", "errors", "storage", "training.randomness", "export"},
     "flows": {"params", "errors", "reporting.arms", "flows", "yaml_file"},
     "errors.py": set(),
-    "params.py": {"errors", "sections", "source_check", "validation", "yaml_file"},
+    "kinds.py": {"sections", "validation"},
+    "params.py": {"errors", "kinds", "sections", "source_check", "validation", "yaml_file"},
     "plumbing.py": set(),
     "progress.py": set(),
     "sections.py": {"validation"},
@@ -137,7 +139,8 @@ def test_plumbing_is_imported_by_stages_and_can_decide_no_result(name):
 
 def test_no_value_is_decided_by_the_schema():
     """What params.yaml does not say is missing: a default would decide results in a file that no stage depends on."""
-    models = [value for value in vars(sections).values() if isinstance(value, type) and issubclass(value, Section)]
+    values = [*vars(sections).values(), *vars(kinds).values()]
+    models = [value for value in values if isinstance(value, type) and issubclass(value, Section)]
     assert len(models) > 20
     assert not [(model.__name__, name) for model in models for name, field in model.model_fields.items() if not field.is_required()]
 

@@ -8,12 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from errors import PipelineError
+from kinds import Bottleneck
 from losses.reconstruction import AutoencoderLoss
 from models.autoencoder import AutoencoderConfig, Decoder, Encoder, from_uint8
 from models.bottleneck import build_bottleneck, usage_metrics
 from models.discriminator import PatchDiscriminator
 from models.latent_noise import disturb
-from sections import ArmStage1, ArmStage2, Autoencoder, Bottleneck, LatentNoise, Optimization
+from sections import ArmStage1, ArmStage2, Autoencoder, LatentNoise, Optimization
 from storage.decoders import load_decoder
 from storage.frozen import load_frozen
 from storage.latents import LatentDataset

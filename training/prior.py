@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from errors import PipelineError
+from kinds import BOTTLENECKS, CONTINUOUS, TOKENS, Prior
 from models.priors import KINDS, build_prior
-from sections import BOTTLENECKS, CONTINUOUS, TOKENS, Prior
 from storage.latents import LatentDataset
 from training.footprint import require_memory
 from training.randomness import derive_seed

@@ -110,7 +110,7 @@ class Toy(Clone):
         super().__init__(folder)
         folder.mkdir(parents=True)
         shutil.copytree(PROJECT / "flows", folder / "flows", ignore=shutil.ignore_patterns("__pycache__"))
-        checks = ("params.py", "sections.py", "validation.py", "yaml_file.py", "source_check.py", "errors.py")
+        checks = ("params.py", "sections.py", "kinds.py", "validation.py", "yaml_file.py", "source_check.py", "errors.py")
         for name in (*checks, "reporting/__init__.py", "reporting/arms.py", "params.yaml", "prefect.yaml", "sources/avatars.yaml"):
             (folder / name).parent.mkdir(exist_ok=True)
             shutil.copy(PROJECT / name, folder / name)

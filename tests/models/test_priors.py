@@ -6,9 +6,9 @@ import json
 import pytest
 import torch
 
+from kinds import PRIORS
 from models.metric import Metric
 from models.priors import KINDS, SAMPLERS, build_prior, generate, prior_config
-from sections import PRIORS
 from tests.models.rows import Rows
 
 COMMON = {"num_classes": 3, "num_layers": 1, "num_heads": 2, "width": 16, "latent_size": 4, "label_dropout": 0.1}

@@ -1,0 +1,206 @@
+"""The sections of params.yaml that come in several kinds: bottleneck, prior and sample, each a union told apart by one key.
+
+What goes with what is said by each kind: which latents it makes or models, and how it is sampled.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, ClassVar, Literal, get_args
+
+from pydantic import Field, model_validator
+
+from sections import Optimization
+from validation import Count, Fraction, PositiveFloat, PositiveInt, Probability, Section, Weight
+
+TOKENS, CONTINUOUS = "tokens", "continuous latents"  # what a bottleneck makes, and a prior models
+MAX_CODES = 2**31 - 1
+
+
+def kinds_of(union, key: str = "kind") -> dict[str, type[Section]]:
+    """Name of a kind -> its section, of a union that is told apart by a key."""
+    sections = get_args(get_args(union)[0])
+    return {name: section for section in sections for name in get_args(section.model_fields[key].annotation)}
+
+
+class VQBottleneck(Section):
+    LATENTS: ClassVar = TOKENS
+
+    kind: Literal["vq"]
+    num_codes: Annotated[int, Field(ge=2, le=MAX_CODES)]
+    code_dim: PositiveInt
+    commitment_weight: Weight
+    revive_after_steps: Count
+
+
+class KLBottleneck(Section):
+    LATENTS: ClassVar = CONTINUOUS
+
+    kind: Literal["kl"]
+    latent_channels: PositiveInt
+    kl_weight: Weight
+
+
+class FSQBottleneck(Section):
+    LATENTS: ClassVar = TOKENS
+
+    kind: Literal["fsq"]
+    levels: Annotated[list[Annotated[int, Field(ge=2)]], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _tokens_are_counted_in_32_bits(self):
+        if math.prod(self.levels) > MAX_CODES:
+            raise ValueError(f"levels {self.levels}: their product, the number of codes, is more than {MAX_CODES}")
+        return self
+
+
+Bottleneck = Annotated[VQBottleneck | KLBottleneck | FSQBottleneck, Field(discriminator="kind")]
+BOTTLENECKS = kinds_of(Bottleneck)
+
+
+class PriorTraining(Optimization):
+    num_steps: PositiveInt
+
+
+class PriorSection(Section):
+    """What every kind of prior has.
+
+    Attributes:
+        LATENTS: what it models.
+        SAMPLERS: the ways it is sampled in.
+    """
+
+    LATENTS: ClassVar[str]
+    SAMPLERS: ClassVar[tuple[str, ...]]
+
+    class_conditional: bool
+    label_dropout: Probability
+    training: PriorTraining
+
+    def require_side(self, side: int) -> None:
+        """Raise ValueError when it cannot model latents of ``side`` x ``side`` positions."""
+
+
+class TransformerPrior(PriorSection):
+    LATENTS = TOKENS
+    SAMPLERS = ("autoregressive",)
+
+    kind: Literal["transformer"]
+    num_layers: PositiveInt
+    num_heads: PositiveInt
+    width: PositiveInt
+    dropout: Probability
+
+    @model_validator(mode="after")
+    def _heads_divide_width(self):
+        return _require_heads_divide_width(self)
+
+
+class MaskGITPrior(PriorSection):
+    LATENTS = TOKENS
+    SAMPLERS = ("maskgit",)
+
+    kind: Literal["maskgit"]
+    num_layers: PositiveInt
+    num_heads: PositiveInt
+    width: PositiveInt
+    dropout: Probability
+    mask_schedule: Literal["cosine"]
+
+    @model_validator(mode="after")
+    def _heads_divide_width(self):
+        return _require_heads_divide_width(self)
+
+
+class DiTPrior(PriorSection):
+    LATENTS = CONTINUOUS
+    SAMPLERS = ("euler", "heun", "stochastic")
+
+    kind: Literal["dit"]
+    size: Literal["S", "B", "L", "XL"] | None
+    num_layers: PositiveInt | None
+    num_heads: PositiveInt | None
+    width: PositiveInt | None
+    patch_size: PositiveInt
+    time_distribution: Literal["logit_normal", "uniform"]
+    time_shift: PositiveFloat
+    latent: Literal["sample", "mean"]
+
+    @model_validator(mode="after")
+    def _named_or_measured(self):
+        measures = {name: getattr(self, name) for name in ("num_layers", "num_heads", "width")}
+        given = [name for name, value in measures.items() if value is not None]
+        if self.size and given:
+            raise ValueError(f"size {self.size} and {given[0]} {measures[given[0]]} contradict each other: set one of them to null")
+        if not self.size and len(given) < len(measures):
+            raise ValueError("size is null, so num_layers, num_heads and width must all be numbers; or set size to S, B, L or XL")
+        return self if self.size else _require_heads_divide_width(self)
+
+    def require_side(self, side: int) -> None:
+        if side % self.patch_size:
+            raise ValueError(f"prior.patch_size {self.patch_size} does not divide the latent's side, {side}")
+
+
+Prior = Annotated[TransformerPrior | MaskGITPrior | DiTPrior, Field(discriminator="kind")]
+PRIORS = kinds_of(Prior)
+
+
+def _require_heads_divide_width(prior):
+    if prior.width % prior.num_heads:
+        raise ValueError(f"width {prior.width} is not a multiple of num_heads {prior.num_heads}")
+    return prior
+
+
+class SampleSection(Section):
+    """What every way of sampling has."""
+
+    num_images: PositiveInt
+    batch_size: PositiveInt
+    images_per_shard: PositiveInt
+    guidance_scale: Weight
+
+    @model_validator(mode="after")
+    def _no_image_is_drawn_for_nothing(self):
+        # Batches are whole, so that an image's bytes depend on its index and the batch's size alone, and a shard is drawn by itself.
+        if self.batch_size > self.num_images:
+            raise ValueError(f"batch_size {self.batch_size} is larger than num_images {self.num_images}: lower batch_size")
+        if self.images_per_shard < self.num_images and self.images_per_shard % self.batch_size:
+            raise ValueError(
+                f"images_per_shard {self.images_per_shard} is neither a multiple of batch_size {self.batch_size}, "
+                f"nor {self.num_images} (num_images) or more: change one of them"
+            )
+        return self
+
+
+class AutoregressiveSample(SampleSection):
+    sampler: Literal["autoregressive"]
+    temperature: PositiveFloat
+    top_k: PositiveInt | None
+    top_p: Annotated[float, Field(gt=0, le=1)] | None
+
+
+class MaskGITSample(SampleSection):
+    sampler: Literal["maskgit"]
+    num_steps: PositiveInt
+    temperature: PositiveFloat
+    choice_temperature: Weight
+
+
+class FlowSample(SampleSection):
+    sampler: Literal["euler", "heun"]
+    num_steps: PositiveInt
+    guidance_interval: Annotated[list[Fraction], Field(min_length=2, max_length=2)]
+
+    @model_validator(mode="after")
+    def _interval_is_one(self):
+        if self.guidance_interval[0] > self.guidance_interval[1]:
+            raise ValueError(f"guidance_interval {self.guidance_interval}: the first number must not be the larger")
+        return self
+
+
+class StochasticSample(FlowSample):
+    sampler: Literal["stochastic"]
+    churn: Weight
+
+
+Sample = Annotated[AutoregressiveSample | MaskGITSample | FlowSample | StochasticSample, Field(discriminator="sampler")]
