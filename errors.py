@@ -49,6 +49,6 @@ def explain_out_of_memory(error: BaseException) -> str:
     first = str(error).strip().splitlines()
     return (
         f"out of memory{f' ({first[-1].strip()[:160]})' if first else ''}; lower the batch_size of this stage, raise "
-        "accumulate_batches where it trains, lower runtime.num_loader_processes or runtime.num_ray_tasks, or end what else uses "
+        "num_microbatches where it trains, lower runtime.num_loader_processes or runtime.num_ray_tasks, or end what else uses "
         "the memory; then run it again to resume"
     )

@@ -75,7 +75,7 @@ class Optimization(Section):
     """How one network is trained; the loop in training/loop.py reads nothing else."""
 
     # Unfinished training goes on when these change: it is validated at other steps, or its batches are divided otherwise, as metrics say.
-    CHANGING_NO_RESULT: ClassVar[frozenset[str]] = frozenset({"validate_every_steps", "num_workers", "accumulate_batches"})
+    CHANGING_NO_RESULT: ClassVar[frozenset[str]] = frozenset({"validate_every_steps", "num_ray_workers", "num_microbatches"})
 
     batch_size: PositiveInt
     learning_rate: PositiveFloat
@@ -84,17 +84,17 @@ class Optimization(Section):
     weight_decay: Weight
     betas: Annotated[list[Probability], Field(min_length=2, max_length=2)]
     gradient_clip_norm: PositiveFloat
-    accumulate_batches: PositiveInt
+    num_microbatches: PositiveInt
     ema_decay: Probability
     precision: Literal["fp32", "bf16"]
     validate_every_steps: PositiveInt
-    num_workers: Annotated[int, Field(ge=0, le=MAX_PROCESSES)] | Literal["auto"]
+    num_ray_workers: Annotated[int, Field(ge=0, le=MAX_PROCESSES)] | Literal["auto"]
 
     @model_validator(mode="after")
     def _batch_splits_evenly(self):
-        parts = self.accumulate_batches * (1 if self.num_workers == "auto" else max(1, self.num_workers))
+        parts = self.num_microbatches * (1 if self.num_ray_workers == "auto" else max(1, self.num_ray_workers))
         if self.batch_size % parts:
-            raise ValueError(f"batch_size {self.batch_size} does not divide into accumulate_batches x num_workers = {parts} parts")
+            raise ValueError(f"batch_size {self.batch_size} does not divide into num_microbatches x num_ray_workers = {parts} parts")
         return self
 
 

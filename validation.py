@@ -16,6 +16,7 @@ Weight = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Probability = Annotated[float, Field(ge=0, lt=1)]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9_]+$", max_length=64)]  # part of file names
+RENAMED = {"num_workers": "num_ray_workers", "accumulate_batches": "num_microbatches"}  # an earlier version's name -> today's
 NO_SECTION = ("model_type", "model_attributes_type", "dict_type")
 
 
@@ -99,6 +100,8 @@ def _what_is_known(path: list, tree: dict, model: type[BaseModel]) -> str:
     if owners:
         here = tree[discriminator]
         return f" of {discriminator} {here}; it belongs to {discriminator} {' or '.join(owners)}; known here: {', '.join(known)}"
+    if (today := RENAMED.get(key)) in known:
+        return f"; it is called {today} now"
     close = difflib.get_close_matches(str(key), known, n=1)
     return f"; did you mean {close[0]}?" if close else f"; known here: {', '.join(known)}"
 

@@ -56,23 +56,23 @@ class Preparation:
         fitted = resize_and_crop(image, self.image_size, self.resize_filter, self.crop)
         return Prepared(item, encode_image(np.asarray(fitted), self.image_format), label, None)
 
-    def prepare_all(self, items: list[Item], num_workers: int) -> Iterator[Prepared]:
-        """Prepare items in their order: in this process, or in ``num_workers`` others when that is more than 1.
+    def prepare_all(self, items: list[Item], num_processes: int) -> Iterator[Prepared]:
+        """Prepare items in their order: in this process, or in ``num_processes`` others when that is more than 1.
 
         Raises:
             PipelineError: a worker was ended from outside, or the source as a whole is at fault.
         """
-        if num_workers == 1 or len(items) <= CHUNK_SIZE:
+        if num_processes == 1 or len(items) <= CHUNK_SIZE:
             yield from map(self.prepare, items)
             return
         # forkserver: neither the threads of this process (progress bar, torch) nor its memory reach the workers.
         context = multiprocessing.get_context("forkserver")
-        executor = ProcessPoolExecutor(num_workers, context, initializer=_start_worker, initargs=(self,))
+        executor = ProcessPoolExecutor(num_processes, context, initializer=_start_worker, initargs=(self,))
         pending = deque()
         try:
             for start in range(0, len(items), CHUNK_SIZE):
                 pending.append(executor.submit(_prepare_chunk, items[start : start + CHUNK_SIZE]))
-                if len(pending) > CHUNKS_AHEAD * num_workers:
+                if len(pending) > CHUNKS_AHEAD * num_processes:
                     yield from pending.popleft().result()
             while pending:
                 yield from pending.popleft().result()

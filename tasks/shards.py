@@ -47,11 +47,11 @@ def run(params, inputs, outputs) -> dict:
     preparation = Preparation(
         source.reader, dataset.image_size, dataset.resize_filter, dataset.crop, dataset.image_format, dataset.max_image_pixels
     )
-    num_workers = params.runtime.num_threads or os.cpu_count() or 1
+    num_processes = params.runtime.num_threads or os.cpu_count() or 1
     with progress_bar(num_found, "shards", "img", initial=writer.num_items) as bar:
         num_done = writer.num_items  # by an earlier run that was ended
         for items, targets in stretches:
-            stream = writer.watch(preparation.prepare_all(items[num_done:], num_workers), bar)
+            stream = writer.watch(preparation.prepare_all(items[num_done:], num_processes), bar)
             num_done = max(0, num_done - len(items))
             for split, num_images in targets.items():
                 writer.write_split(split, stream, num_images)

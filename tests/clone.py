@@ -34,7 +34,7 @@ SMALL = {
         "num_layers": 2,
         "num_heads": 2,
         "width": 32,
-        "training": {"num_steps": 60, "batch_size": 8, "warmup_steps": 2, "validate_every_steps": 20, "num_workers": 0},
+        "training": {"num_steps": 60, "batch_size": 8, "warmup_steps": 2, "validate_every_steps": 20, "num_ray_workers": 0},
     },
     "sample": {"num_images": 60, "batch_size": 20, "images_per_shard": 40},
     "evaluation": {"num_images": 60, "kid_subset_size": 20, "kid_num_subsets": 5, "batch_size": 20, "num_grid_images": 16},

@@ -51,7 +51,7 @@ def small_params(bottleneck: str, prior: str, sampler: str, changes: dict | None
     quick = {
         "experiment": {"arms": ["dae"]},
         "reconstruction_loss": {"perceptual": "none"},
-        "prior": {"training": {"num_workers": 0, "num_steps": 12, "validate_every_steps": 6}},
+        "prior": {"training": {"num_ray_workers": 0, "num_steps": 12, "validate_every_steps": 6}},
         "runtime": {"device": "cpu", "num_threads": 1},
     }
     return Params.model_validate(merged(with_family(merged(tree, quick), bottleneck, prior, sampler), changes or {}))

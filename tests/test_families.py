@@ -93,9 +93,9 @@ def test_discrete_pairs_run_from_shards_to_report(encoded, bottleneck, prior, me
 KL = {"arms": {"dae": {"stage2": {"latent_noise": {"kind": "added", "strength": 0.2}}}}, "encode": {"horizontal_flip": True}}
 
 
-@pytest.mark.parametrize("num_workers", [0, pytest.param(2, marks=pytest.mark.slow)])
-def test_continuous_pair_runs_from_shards_to_report(encoded, num_workers):
-    params = small_params("kl", "dit", "heun", KL | {"prior": {"training": {"num_workers": num_workers}}})
+@pytest.mark.parametrize("num_ray_workers", [0, pytest.param(2, marks=pytest.mark.slow)])
+def test_continuous_pair_runs_from_shards_to_report(encoded, num_ray_workers):
+    params = small_params("kl", "dit", "heun", KL | {"prior": {"training": {"num_ray_workers": num_ray_workers}}})
     root = encoded("kl", "dit", "heun", KL)
     metrics = run_stages(GENERATOR, params, root)
     text = check_report(root, params, metrics, "flow_matching_loss")

@@ -212,7 +212,7 @@ def test_scratch_is_used_when_only_runtime_or_undeclared_sections_change(root):
     assert seen == ["", "x"]
 
 
-@pytest.mark.parametrize("name", ["validate_every_steps", "num_workers", "accumulate_batches"])
+@pytest.mark.parametrize("name", ["validate_every_steps", "num_ray_workers", "num_microbatches"])
 def test_scratch_outlives_what_changes_no_result(root, name):
     """Also where the training settings are part of a section, as the prior's are."""
     seen: list[str] = []

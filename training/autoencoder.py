@@ -101,7 +101,7 @@ class Stage1Objective:
             return parts["decoder"](z[:, : parts["bottleneck"].latent_channels])
 
         num_activations = num_images * params.autoencoder.channels * (image_size // params.autoencoder.patch_size) ** 2
-        advice = "stage1.batch_size, dataset.image_size, autoencoder.channels or the bottleneck's size, or raise stage1.accumulate_batches"
+        advice = "stage1.batch_size, dataset.image_size, autoencoder.channels or the bottleneck's size, or raise stage1.num_microbatches"
         require_memory("the autoencoder", build, run, num_activations, params.stage1, self.device, advice)
 
     def loss(self, batch: dict[str, Tensor], step: int) -> tuple[Tensor, dict[str, Tensor]]:
@@ -163,7 +163,7 @@ class Stage2Objective:
         side = self.examples.latents.grid[0]
         shape = examples_at_once(optimization), self.config.latent_channels, side, side
         num_activations = shape[0] * self.config.channels * (self.config.image_size // self.config.patch_size) ** 2
-        advice = "stage2.batch_size or autoencoder.channels, or raise stage2.accumulate_batches"
+        advice = "stage2.batch_size or autoencoder.channels, or raise stage2.num_microbatches"
         build, run = lambda: Decoder(self.config), lambda decoder: decoder(_empty(*shape))
         require_memory("the decoder", build, run, num_activations, optimization, self.device, advice)
 
@@ -213,8 +213,8 @@ def autoencoder_config(
 
 def examples_at_once(optimization: Optimization) -> int:
     """Of a batch, what one worker computes in one part; at the least, where the machine decides how many there are."""
-    num_workers = optimization.batch_size if optimization.num_workers == "auto" else max(1, optimization.num_workers)
-    return max(1, optimization.batch_size // (optimization.accumulate_batches * num_workers))
+    num_ray_workers = optimization.batch_size if optimization.num_ray_workers == "auto" else max(1, optimization.num_ray_workers)
+    return max(1, optimization.batch_size // (optimization.num_microbatches * num_ray_workers))
 
 
 def bottleneck_config(settings: Bottleneck, arm: ArmStage1) -> dict:

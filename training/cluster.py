@@ -135,7 +135,7 @@ class ResourceWatch:
             PipelineError: when all nodes together have too little.
         """
         if lack := self._lack(self.ray.cluster_resources()):
-            raise PipelineError(f"{self.what}: {lack}; ask for fewer (num_workers: auto takes what there is), or start the nodes first")
+            raise PipelineError(f"{self.what}: {lack}; ask for fewer (num_ray_workers: auto takes what there is), or start the nodes first")
         if lack := self._lack(self.ray.available_resources()):
             _say(f"{self.what}: waiting while others use the cluster: {lack} free now")
 

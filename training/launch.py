@@ -21,7 +21,7 @@ from storage.files import read_json, write_json
 from training.cluster import ResourceWatch, ray_session
 from training.device import prepare_device
 from training.loop import Objective, Trainer
-from training.workers import with_num_workers
+from training.workers import with_num_ray_workers
 
 MAX_WORKER_FAILURES = 3
 PROGRESS_FILE = "progress.json"
@@ -51,10 +51,10 @@ def train(
         PipelineError: when training diverges, or workers keep failing.
     """
     device = prepare_device(params.runtime)
-    optimization = with_num_workers(optimization, device, description)
+    optimization = with_num_ray_workers(optimization, device, description)
     objective = build(params, inputs, device)  # before Ray starts, so that a mistake costs a second and not a minute
     settings = (objective, optimization, num_steps, params.seed, params.runtime, folder, device)
-    if optimization.num_workers:
+    if optimization.num_ray_workers:
         _train_on_ray(build, params, inputs, optimization, num_steps, folder, description)
         return Trainer(*settings)
     with progress_bar(num_steps, description, "step") as bar:
@@ -64,13 +64,14 @@ def train(
 
 
 def _train_on_ray(build, params, inputs, optimization, num_steps, folder, description) -> None:
-    with ray_session(optimization.num_workers) as ray:
+    with ray_session(optimization.num_ray_workers) as ray:
         from ray.train import FailureConfig, RunConfig, ScalingConfig
         from ray.train.torch import TorchTrainer
 
-        device = prepare_device(params.runtime, optimization.num_workers)
+        device = prepare_device(params.runtime, optimization.num_ray_workers)
         use_gpu = device.type == "cuda"
-        watch = ResourceWatch(ray, {"GPU" if use_gpu else "CPU": optimization.num_workers}, f"num_workers: {optimization.num_workers}")
+        num_workers = optimization.num_ray_workers
+        watch = ResourceWatch(ray, {"GPU" if use_gpu else "CPU": num_workers}, f"num_ray_workers: {num_workers}")
         watch.start()
         folder = folder.resolve()
         (folder / ERROR_FILE).unlink(missing_ok=True)
@@ -87,7 +88,7 @@ def _train_on_ray(build, params, inputs, optimization, num_steps, folder, descri
             _work,
             train_loop_config=config,
             torch_config=_torch_config(config["backend"]),
-            scaling_config=ScalingConfig(num_workers=optimization.num_workers, use_gpu=use_gpu),
+            scaling_config=ScalingConfig(num_workers=num_workers, use_gpu=use_gpu),
             run_config=RunConfig(name="ray", storage_path=str(folder), failure_config=FailureConfig(max_failures=MAX_WORKER_FAILURES)),
         )
         with progress_bar(num_steps, description, "step") as bar:
@@ -149,11 +150,11 @@ def _work(config: dict) -> None:
     """
     import ray.train
 
-    rank, num_workers = ray.train.get_context().get_world_rank(), ray.train.get_context().get_world_size()
+    rank, world_size = ray.train.get_context().get_world_rank(), ray.train.get_context().get_world_size()
     params, folder = config["params"], config["folder"]
     if (folder / ERROR_FILE).exists():
         return
-    device = prepare_device(params.runtime, num_workers)
+    device = prepare_device(params.runtime, world_size)
     if device.type == "cuda":
         device = ray.train.torch.get_device()
         torch.cuda.set_device(device)  # collectives without a tensor, such as a barrier, use the current one
@@ -162,7 +163,7 @@ def _work(config: dict) -> None:
         if rank == 0 and step % PROGRESS_EVERY_STEPS == 0:
             write_json(folder / PROGRESS_FILE, {"step": step})
 
-    _join_process_group(config["backend"], rank, num_workers)
+    _join_process_group(config["backend"], rank, world_size)
     try:
         objective = config["build"](params, config["inputs"], device)
         Trainer(objective, config["optimization"], config["num_steps"], params.seed, params.runtime, folder, device, on_step).run()
@@ -175,7 +176,7 @@ def _work(config: dict) -> None:
     dist.destroy_process_group()
 
 
-def _join_process_group(backend: str, rank: int, num_workers: int) -> None:
+def _join_process_group(backend: str, rank: int, world_size: int) -> None:
     """Meet the other workers at a port of the first one's address in the cluster; torch's own way opens it on every interface."""
     import ray.util
     from ray.train.collective import broadcast_from_rank_zero
@@ -185,5 +186,5 @@ def _join_process_group(backend: str, rank: int, num_workers: int) -> None:
         host = ray.util.get_node_ip_address()
         listener = socket.create_server((host, 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     host, port = broadcast_from_rank_zero(listener and listener.getsockname()[:2])
-    store = dist.TCPStore(host, port, num_workers, is_master=rank == 0, master_listen_fd=listener and listener.detach())
-    dist.init_process_group(backend, store=store, rank=rank, world_size=num_workers)
+    store = dist.TCPStore(host, port, world_size, is_master=rank == 0, master_listen_fd=listener and listener.detach())
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world_size)

@@ -111,7 +111,7 @@ class Trainer:
         self.objective, self.optimization, self.runtime = objective, optimization, runtime
         self.num_steps, self.seed, self.folder, self.device, self.on_step = num_steps, seed, folder, device, on_step
         self.rank = dist.get_rank() if dist.is_initialized() else 0
-        self.num_workers = dist.get_world_size() if dist.is_initialized() else 1
+        self.world_size = dist.get_world_size() if dist.is_initialized() else 1
         self.optimizer = build_optimizer(objective.modules, optimization, objective.learning_rate_factors)
         self.averages = {name: MovingAverage(objective.modules[name], optimization.ema_decay) for name in objective.averaged}
         self.best: dict[str, dict[str, Tensor]] = {}
@@ -148,7 +148,7 @@ class Trainer:
         return module.eval()
 
     def _note_division(self) -> None:
-        division = [self.num_workers, self.optimization.accumulate_batches]
+        division = [self.world_size, self.optimization.num_microbatches]
         noted = self.progress.divisions
         if self.progress.step < self.num_steps and (not noted or noted[-1][1:] != division):
             noted.append([self.progress.step, *division])
@@ -161,7 +161,7 @@ class Trainer:
             module.train()
         self.optimizer.zero_grad(set_to_none=True)
         metrics = self._backward(batch, step)
-        if self.num_workers > 1:
+        if self.world_size > 1:
             self._average_gradients()
         norms = {name: self._clip(module) for name, module in self.objective.modules.items()}
         finite = all(math.isfinite(norm) for norm in norms.values())
@@ -175,7 +175,7 @@ class Trainer:
         return {**metrics, **{f"gradient_norm_{name}": torch.tensor(norm) for name, norm in norms.items()}}
 
     def _backward(self, batch: dict[str, Tensor], step: int) -> dict[str, Tensor]:
-        num_parts = self.optimization.accumulate_batches
+        num_parts = self.optimization.num_microbatches
         totals: dict[str, Tensor] = {}
         for part in range(num_parts):
             # The 0 says nothing, but every figure that was published was drawn with it.
@@ -192,7 +192,7 @@ class Trainer:
         gradients = [p.grad for m in self.objective.modules.values() for p in m.parameters() if p.grad is not None]
         flat = torch.cat([gradient.flatten() for gradient in gradients])
         dist.all_reduce(flat)
-        flat /= self.num_workers
+        flat /= self.world_size
         for gradient, averaged in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
             gradient.copy_(averaged.view_as(gradient))
 
@@ -214,9 +214,9 @@ class Trainer:
         step = self.progress.step
         # On the trainer's device: NCCL knows no other.
         values = torch.stack([value.detach().to(self.device, torch.float64) for value in metrics.values()])
-        if self.num_workers > 1:
+        if self.world_size > 1:
             dist.all_reduce(values)
-            values /= self.num_workers
+            values /= self.world_size
         rate = learning_rate(self.optimization, step - 1, self.num_steps)
         logged = {name: value for name, value in zip(metrics, values.tolist(), strict=True) if math.isfinite(value)}
         return {"step": step, "num_images": step * self.optimization.batch_size, **logged, "learning_rate": rate}
@@ -233,7 +233,7 @@ class Trainer:
         return metrics
 
     def _batches(self) -> Iterator[dict[str, Tensor]]:
-        dataset = _StepDataset(self.objective.examples, self.optimization.batch_size, self.seed, self.rank, self.num_workers)
+        dataset = _StepDataset(self.objective.examples, self.optimization.batch_size, self.seed, self.rank, self.world_size)
         steps = range(self.progress.step, self.num_steps)
         num_processes = self.runtime.num_loader_processes
         loader = DataLoader(
@@ -259,7 +259,7 @@ class Trainer:
                 "best": self.best,
             }
             save_checkpoint(self.folder, self.progress.step, state)
-        if self.num_workers > 1:
+        if self.world_size > 1:
             dist.barrier()
 
     def _restore(self) -> None:
@@ -281,13 +281,13 @@ class _StepDataset(Dataset):
     An error that a user can mend is returned: raised in a loader's process, it would arrive as a traceback.
     """
 
-    def __init__(self, examples: Examples, batch_size: int, seed: int, rank: int, num_workers: int):
+    def __init__(self, examples: Examples, batch_size: int, seed: int, rank: int, world_size: int):
         self.examples = examples
-        self.batch_size, self.seed, self.rank, self.num_workers = batch_size, seed, rank, num_workers
+        self.batch_size, self.seed, self.rank, self.world_size = batch_size, seed, rank, world_size
 
     def __getitem__(self, step: int) -> dict[str, Tensor] | PipelineError:
         indices = batch_indices(len(self.examples), self.batch_size, self.seed, step)
-        share = self.batch_size // self.num_workers
+        share = self.batch_size // self.world_size
         try:
             return self.examples.batch(indices[self.rank * share : (self.rank + 1) * share])
         except PipelineError as error:

@@ -1,4 +1,4 @@
-"""How many workers share a batch where ``num_workers: auto`` leaves that to the machine."""
+"""How many workers share a batch where ``num_ray_workers: auto`` leaves that to the machine."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from training.cluster import is_local, ray_session
 MAX_CPU_WORKERS = 2  # on one machine without a GPU, threads do the rest
 
 
-def with_num_workers(optimization: Optimization, device: torch.device, description: str) -> Optimization:
+def with_num_ray_workers(optimization: Optimization, device: torch.device, description: str) -> Optimization:
     """The same settings with a number in the place of ``auto``, of which a line is printed.
 
     Where this process has a GPU, every GPU of the machine or cluster gets a worker, as far as the batch divides; a machine's only one is
     used from this process. Else two workers share the cores, or every node of a cluster that has cores has one.
     """
-    if optimization.num_workers != "auto":
+    if optimization.num_ray_workers != "auto":
         return optimization
     available, what = _on_this_machine(device) if is_local() else _on_the_cluster(device)
-    num_workers = largest_share(optimization.batch_size // optimization.accumulate_batches, available)
-    num_workers = 0 if num_workers == 1 and is_local() else num_workers
-    where = f"{num_workers} Ray Train workers" if num_workers else "this process"
-    print(f"{description}: num_workers auto: {where}, with {what}", file=sys.stderr, flush=True)
-    return optimization.model_copy(update={"num_workers": num_workers})
+    num_ray_workers = largest_share(optimization.batch_size // optimization.num_microbatches, available)
+    num_ray_workers = 0 if num_ray_workers == 1 and is_local() else num_ray_workers
+    where = f"{num_ray_workers} Ray Train workers" if num_ray_workers else "this process"
+    print(f"{description}: num_ray_workers auto: {where}, with {what}", file=sys.stderr, flush=True)
+    return optimization.model_copy(update={"num_ray_workers": num_ray_workers})
 
 
 def largest_share(num_examples: int, available: int) -> int:

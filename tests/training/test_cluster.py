@@ -41,7 +41,7 @@ PARAMS = {
     "prior": {
         "num_layers": 1,
         "width": 16,
-        "training": {"num_steps": NUM_STEPS, "validate_every_steps": 100, "num_workers": 2},
+        "training": {"num_steps": NUM_STEPS, "validate_every_steps": 100, "num_ray_workers": 2},
     },
     "encode": {"batch_size": 5},
     "sample": {"num_images": 60, "batch_size": 10, "images_per_shard": 20},
@@ -261,7 +261,7 @@ def test_a_lost_node_is_waited_for_and_training_goes_on_to_the_same_bytes(undist
     two_nodes.start_node()
     output, _ = process.communicate()
     assert process.returncode == 0, said + output
-    assert "num_workers: 2: a node was lost: needs 2 CPU, the cluster has 1; waiting up to 300 s" in said
+    assert "num_ray_workers: 2: a node was lost: needs 2 CPU, the cluster has 1; waiting up to 300 s" in said
     assert written(root, "prior") == written(undisturbed.root, "prior")
 
 
@@ -275,11 +275,11 @@ def test_tasks_on_a_cluster_write_what_one_process_writes(stage, undisturbed, tw
 
 @pytest.mark.slow
 def test_more_workers_than_cpus_is_one_line(undisturbed, two_nodes, tmp_path):
-    root = copy(undisturbed.root, tmp_path / "root", "prior", {"prior": {"training": {"num_workers": 8}}})
+    root = copy(undisturbed.root, tmp_path / "root", "prior", {"prior": {"training": {"num_ray_workers": 8}}})
     output = run_stage("prior", root, two_nodes.settings, expect=1)
     assert output.splitlines() == [
-        "error: prior: num_workers: 8: needs 8 CPU, the cluster has 2; ask for fewer "
-        "(num_workers: auto takes what there is), or start the nodes first"
+        "error: prior: num_ray_workers: 8: needs 8 CPU, the cluster has 2; ask for fewer "
+        "(num_ray_workers: auto takes what there is), or start the nodes first"
     ]
 
 
@@ -319,7 +319,7 @@ def test_waiting_for_a_lost_node_has_an_end(monkeypatch, capsys):
     clock = iter(range(0, 10_000, 60))
     monkeypatch.setattr(cluster.time, "monotonic", lambda: next(clock))
     nodes = {"CPU": 2.0}
-    watch = cluster.ResourceWatch(SimpleNamespace(cluster_resources=lambda: nodes), {"CPU": 2}, "num_workers: 2")
+    watch = cluster.ResourceWatch(SimpleNamespace(cluster_resources=lambda: nodes), {"CPU": 2}, "num_ray_workers: 2")
     watch.check()
     nodes["CPU"] = 1.0
     watch.check()

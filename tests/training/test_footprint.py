@@ -85,7 +85,7 @@ def test_it_is_never_more_than_what_training_takes(monkeypatch, precision, ema_d
 @pytest.mark.parametrize("objective", [Stage1Objective, Stage2Objective])
 def test_attention_of_a_stage_is_counted_as_it_is_trained(tmp_path, monkeypatch, objective):
     """Its kernel, which keeps no matrix of all pairs, is chosen by strides."""
-    whole_batch = {"stage1__num_workers": 0, "stage2__num_workers": 0, "stage1__accumulate_batches": 1, "stage2__accumulate_batches": 1}
+    whole_batch = {"stage1__num_ray_workers": 0, "stage2__num_ray_workers": 0, "stage1__num_microbatches": 1, "stage2__num_microbatches": 1}
     params = tiny_params(autoencoder__attention_resolutions=[8], **whole_batch)
     for stage, section in list(vars(params.arm).items()):
         setattr(params.arm, stage, section.model_copy(update={"num_adversarial_steps": 0}))

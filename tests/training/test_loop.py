@@ -25,11 +25,11 @@ OPTIMIZATION = Optimization(
     weight_decay=0.1,
     betas=[0.9, 0.95],
     gradient_clip_norm=1.0,
-    accumulate_batches=1,
+    num_microbatches=1,
     ema_decay=0.9,
     precision="fp32",
     validate_every_steps=2,
-    num_workers=0,
+    num_ray_workers=0,
 )
 RUNTIME = Runtime(
     device="cpu", num_threads=1, num_loader_processes=0, num_ray_tasks=0, checkpoint_every_steps=3, log_every_steps=1
@@ -124,7 +124,7 @@ def test_a_finished_run_is_not_trained_further(tmp_path):
 def test_accumulated_parts_give_the_gradient_of_the_whole_batch(tmp_path):
     results = []
     for parts in (1, 4):
-        run = trainer(tmp_path / str(parts), objective=Regression(dropout=0.0), accumulate_batches=parts)
+        run = trainer(tmp_path / str(parts), objective=Regression(dropout=0.0), num_microbatches=parts)
         run.run()
         results.append(run.exported("network").state_dict())
     for name in results[0]:
@@ -136,13 +136,13 @@ def test_a_run_goes_on_with_another_division_of_its_batches_and_says_so(tmp_path
     whole.run()
     with pytest.raises(Killed):
         trainer(tmp_path / "killed", objective=Regression(dropout=0.0), on_step=die_at(7)).run()
-    resumed = trainer(tmp_path / "killed", objective=Regression(dropout=0.0), accumulate_batches=4)
+    resumed = trainer(tmp_path / "killed", objective=Regression(dropout=0.0), num_microbatches=4)
     resumed.run()
     for name, tensor in whole.exported("network").state_dict().items():
         assert torch.allclose(tensor, resumed.exported("network").state_dict()[name], atol=1e-6)
     assert whole.progress.batch_division == "1 worker, 1 part"
     assert resumed.progress.batch_division == "1 worker, 1 part; from step 6: 1 worker, 4 parts"
-    assert trainer(tmp_path / "killed", accumulate_batches=2).run().divisions == resumed.progress.divisions
+    assert trainer(tmp_path / "killed", num_microbatches=2).run().divisions == resumed.progress.divisions
 
 
 def test_a_module_with_a_smaller_rate_moves_less(tmp_path):
@@ -213,7 +213,7 @@ def test_an_unreadable_example_is_one_line_from_a_loader_process_too(tmp_path, n
 def test_what_workers_exchange_lies_on_their_device(tmp_path, monkeypatch):
     """NCCL moves tensors of GPUs alone, so a logged row must not pass through the CPU first."""
     run = trainer(tmp_path)
-    run.num_workers, run.device = 2, torch.device("meta")
+    run.world_size, run.device = 2, torch.device("meta")
     exchanged = []
     monkeypatch.setattr(torch.distributed, "all_reduce", exchanged.append)
     with pytest.raises(RuntimeError, match="meta"):  # which has no values to log

@@ -63,7 +63,7 @@ def test_two_ray_workers_learn_what_one_process_learns(tmp_path, inputs):
     """In as many parts, up to rounding: gradients are averaged, and each part draws its own random numbers, wherever it is computed."""
     results = {}
     for num_workers, num_parts in ((0, 2), (2, 1)):
-        division = {"prior__training__num_workers": num_workers, "prior__training__accumulate_batches": num_parts}
+        division = {"prior__training__num_ray_workers": num_workers, "prior__training__num_microbatches": num_parts}
         params = settings(prior__dropout=0.3, **division)
         results[num_workers] = train(PriorObjective, params, inputs, params.prior.training, 10, tmp_path / str(num_workers), "test")
     alone, shared = (results[n].exported("prior").state_dict() for n in (0, 2))
@@ -85,7 +85,7 @@ class GivesUp(PriorObjective):
 
 @pytest.mark.slow
 def test_an_error_of_one_ray_worker_ends_them_all_with_one_line(tmp_path, inputs):
-    params = settings(prior__training__num_workers=2)
+    params = settings(prior__training__num_ray_workers=2)
     with pytest.raises(PipelineError, match=r"^latents\.arrow: a file that is damaged$"):
         train(GivesUp, params, inputs, params.prior.training, 30, tmp_path / "run", "test")
     assert not list((tmp_path / "run").glob("error.json"))

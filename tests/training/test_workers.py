@@ -1,4 +1,4 @@
-"""How many workers ``num_workers: auto`` comes to, on every machine there is."""
+"""How many workers ``num_ray_workers: auto`` comes to, on every machine there is."""
 
 import contextlib
 from types import SimpleNamespace
@@ -9,7 +9,7 @@ import torch
 import training.workers as workers
 from params import load_params
 from stage import PROJECT
-from training.workers import largest_share, with_num_workers
+from training.workers import largest_share, with_num_ray_workers
 
 TRAINING = load_params(PROJECT / "params.yaml").prior.training
 
@@ -38,11 +38,11 @@ def test_every_machine_gets_what_it_can_do(monkeypatch, capsys, num_gpus, num_co
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: num_gpus)
     monkeypatch.setattr(workers.os, "cpu_count", lambda: num_cores)
-    assert TRAINING.num_workers == "auto" and TRAINING.batch_size == 32
-    chosen = with_num_workers(TRAINING, torch.device("cuda" if num_gpus else "cpu"), "prior dae-0")
-    assert chosen.num_workers == expected
-    assert capsys.readouterr().err.startswith(f"prior dae-0: num_workers auto: {said}")
-    assert chosen.model_copy(update={"num_workers": "auto"}) == TRAINING
+    assert TRAINING.num_ray_workers == "auto" and TRAINING.batch_size == 32
+    chosen = with_num_ray_workers(TRAINING, torch.device("cuda" if num_gpus else "cpu"), "prior dae-0")
+    assert chosen.num_ray_workers == expected
+    assert capsys.readouterr().err.startswith(f"prior dae-0: num_ray_workers auto: {said}")
+    assert chosen.model_copy(update={"num_ray_workers": "auto"}) == TRAINING
 
 
 NODE = {"Alive": True, "Resources": {"CPU": 8.0}}
@@ -64,10 +64,10 @@ def test_a_cluster_is_asked_for_what_its_workers_will_train_on(monkeypatch, devi
     ray = SimpleNamespace(cluster_resources=lambda: resources, nodes=lambda: nodes)
     monkeypatch.setenv("RAY_ADDRESS", "somewhere:6379")
     monkeypatch.setattr(workers, "ray_session", lambda num_cpus: contextlib.nullcontext(ray))
-    assert with_num_workers(TRAINING, torch.device(device), "it").num_workers == expected
+    assert with_num_ray_workers(TRAINING, torch.device(device), "it").num_ray_workers == expected
 
 
 def test_a_number_is_taken_as_it_is(capsys):
-    asked = TRAINING.model_copy(update={"num_workers": 3})
-    assert with_num_workers(asked, torch.device("cpu"), "it") is asked
+    asked = TRAINING.model_copy(update={"num_ray_workers": 3})
+    assert with_num_ray_workers(asked, torch.device("cpu"), "it") is asked
     assert capsys.readouterr().err == ""

@@ -50,7 +50,7 @@ def tiny_params(arm: str = "dae", family: tuple[str, str, str] = ("vq", "transfo
         "prior__num_layers": 1,
         "prior__num_heads": 2,
         "prior__width": 16,
-        "prior__training__num_workers": 0,
+        "prior__training__num_ray_workers": 0,
         "runtime__device": "cpu",
         "runtime__num_threads": 1,
     }
