@@ -12,7 +12,7 @@ from benchmarks.dit_step import BATCH_SIZE, LATENT_CHANNELS, LATENT_SIZE, NUM_CL
 from benchmarks.measure import alternate, conclude
 from benchmarks.setting import open_params
 from models.dit import generate
-from training.device import prepare_device
+from training.compute import prepare_device
 
 NUM_STEPS = 4
 GUIDANCE_SCALE = 2.0

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from benchmarks.measure import alternate, conclude
 from benchmarks.setting import open_params
 from models.dit import SIZES, DiT, DiTConfig
-from training.device import prepare_device
+from training.compute import prepare_device
 
 SIZE = SIZES["S"]
 LATENT_CHANNELS, LATENT_SIZE, PATCH_SIZE, NUM_CLASSES = 4, 16, 2, 10

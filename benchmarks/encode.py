@@ -14,7 +14,7 @@ from benchmarks.setting import open_params, write_faces, write_frozen
 from storage.frozen import load_frozen
 from storage.shards import ShardDataset
 from tasks import encode
-from training.device import prepare_device
+from training.compute import prepare_device
 
 NUM_IMAGES = {"train": 1500, "validation": 500}
 NUM_REPETITIONS = 9

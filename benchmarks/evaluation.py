@@ -14,7 +14,7 @@ from benchmarks.setting import open_params, write_faces
 from evaluation.extractors import build_extractor
 from evaluation.fidelity import KID_SEED, Reference, distance_metrics, extract, sample_metrics
 from storage.shards import ShardDataset
-from training.device import prepare_device
+from training.compute import prepare_device
 
 NUM_IMAGES = 200
 KID_SUBSETS = {"kid_subset_size": 100, "kid_num_subsets": 20}

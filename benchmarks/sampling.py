@@ -7,7 +7,7 @@ import torch
 from benchmarks.measure import alternate, conclude
 from benchmarks.setting import open_params
 from models.transformer import Transformer, TransformerConfig, filter_logits, generate, pick_tokens
-from training.device import prepare_device
+from training.compute import prepare_device
 from training.randomness import RowRandomness
 
 LATENT_SIZE = 16  # 256 tokens, as at 256 pixels

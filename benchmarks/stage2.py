@@ -11,7 +11,7 @@ from benchmarks.setting import open_params, write_faces, write_frozen
 from storage.frozen import load_frozen
 from tasks import encode
 from training.autoencoder import ImageExamples, Stage2Objective
-from training.device import prepare_device
+from training.compute import prepare_device
 from training.loop import Trainer
 
 NUM_IMAGES = {"train": 1000, "validation": 100}

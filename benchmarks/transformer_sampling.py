@@ -12,7 +12,7 @@ from transformers import GenerationConfig, GPT2Config, GPT2LMHeadModel
 from benchmarks.measure import alternate, conclude
 from benchmarks.setting import open_params
 from models.transformer import Transformer, TransformerConfig, generate
-from training.device import prepare_device
+from training.compute import prepare_device
 
 NUM_CODES, LATENT_SIZE = 1024, 16  # 256 tokens, as at 256 pixels
 NUM_LAYERS, NUM_HEADS, WIDTH = 8, 8, 256

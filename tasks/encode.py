@@ -20,7 +20,7 @@ from storage.latents import FLIPPED, LatentDataset, LatentSpec, add_statistics, 
 from storage.moments import combine_moments, statistics_of
 from storage.shards import ShardDataset
 from training.cluster import run_tasks
-from training.device import prepare_device
+from training.compute import prepare_device
 
 MAX_READERS_OF_A_GPU = 2
 

@@ -35,7 +35,7 @@ from storage.frozen import Frozen, OfEncoder, load_frozen
 from storage.latents import LatentDataset
 from storage.legends import describe, read_legend, write_legend
 from storage.shards import ShardDataset
-from training.device import prepare_device
+from training.compute import prepare_device
 
 LATENTS_BATCH = 1000  # images whose latents are read at once
 

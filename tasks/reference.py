@@ -14,7 +14,7 @@ from ingest.avatars import FACTORS, factors, index_of
 from progress import progress_bar
 from stage import Stage
 from storage.shards import ShardDataset
-from training.device import prepare_device
+from training.compute import prepare_device
 
 NUM_LAW_FACES = 50_000  # that the law of cartoon faces is counted over
 MAX_TRAINING_FACES = 10_000  # to learn the factors from

@@ -20,7 +20,7 @@ from storage.frozen import load_frozen
 from storage.priors import load_prior
 from storage.shards import read_manifest, write_manifest, write_shard
 from training.cluster import run_tasks
-from training.device import prepare_device
+from training.compute import prepare_device
 from training.randomness import RowRandomness, draw_labels, whole_batches
 
 

@@ -12,6 +12,7 @@ from torch._subclasses import FakeTensorMode
 
 from errors import PipelineError
 from sections import Optimization
+from training.compute import autocast
 
 BYTES_PER_VALUE = 4  # of weights, gradients, moments and averages: they are fp32 in either precision
 CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
@@ -71,8 +72,7 @@ def footprint(
         module = build()
         parameters = {parameter.untyped_storage()._cdata for parameter in module.parameters()}
         if run:
-            autocast = torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
-            with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), autocast:
+            with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), autocast(device, precision):
                 run(module)
     num_bytes = sum(tensor.untyped_storage().nbytes() for address, tensor in kept.items() if address not in parameters)
     return sum(parameter.numel() for parameter in module.parameters()), num_bytes

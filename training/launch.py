@@ -19,7 +19,7 @@ from progress import progress_bar
 from sections import Optimization
 from storage.files import read_json, write_json
 from training.cluster import ResourceWatch, ray_session
-from training.device import prepare_device
+from training.compute import prepare_device
 from training.loop import Objective, Trainer
 from training.workers import with_num_ray_workers
 

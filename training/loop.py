@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 from errors import PipelineError
 from sections import Optimization, Runtime
 from training.checkpoint import load_checkpoint, save_checkpoint
+from training.compute import autocast
 from training.randomness import batch_indices, derive_seed
 from training.schedule import MovingAverage, build_optimizer, learning_rate
 
@@ -181,7 +182,7 @@ class Trainer:
             # The 0 says nothing, but every figure that was published was drawn with it.
             torch.manual_seed(derive_seed(self.seed, "step", step, self.rank * num_parts + part, 0))
             piece = {name: tensor.chunk(num_parts)[part].to(self.device, non_blocking=True) for name, tensor in batch.items()}
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.optimization.precision == "bf16"):
+            with autocast(self.device, self.optimization.precision):
                 loss, metrics = self.objective.loss(piece, step)
             (loss / num_parts).backward()
             for name, value in metrics.items():

@@ -109,6 +109,17 @@ def test_a_killed_run_resumes_to_the_same_bits(tmp_path, dies_at):
     assert curves_csv(whole.progress.rows) == curves_csv(resumed.progress.rows)
 
 
+@pytest.mark.parametrize(("precision", "trained_in"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
+def test_steps_are_computed_in_the_precision_asked_for_and_validation_is_in_fp32(tmp_path, precision, trained_in):
+    objective, seen = Regression(), {"train": set(), "validate": set()}
+    run = trainer(tmp_path, objective=objective, precision=precision)
+    objective.modules["network"].register_forward_hook(lambda module, inputs, output: seen["train"].add(output.dtype))
+    run.averages["network"].module.register_forward_hook(lambda module, inputs, output: seen["validate"].add(output.dtype))
+    run.run()
+    assert seen == {"train": {trained_in}, "validate": {torch.float32}}
+    assert {parameter.dtype for parameter in run.exported("network").parameters()} == {torch.float32}
+
+
 def test_a_batch_larger_than_the_data_is_refused(tmp_path):
     with pytest.raises(PipelineError, match=r"^batch_size 999 is more than the \d+ training images; lower it$"):
         trainer(tmp_path, batch_size=999)

@@ -1,4 +1,10 @@
-"""The device a stage computes on, and the settings that make it compute the same bits every time."""
+"""What networks compute on and in: the device, the precision, and the settings that give the same bits every time.
+
+A stage calls ``prepare_device`` before it computes with a network. Training steps run inside ``autocast``, in the precision of their
+section. Nothing else does: validation, latents, samples, features and distances are fp32 whatever training used, so that runs of two
+precisions can be compared. On a GPU fp32 leaves PyTorch its default, which is TF32 in convolutions and not in matrix products. No
+module is compiled.
+"""
 
 import ctypes
 import os
@@ -32,6 +38,11 @@ def prepare_device(runtime: Runtime, num_sharing: int = 1) -> torch.device:
         raise PipelineError("runtime.device: cuda, but torch sees no GPU here; set it to auto or cpu")
     use_cuda = runtime.device != "cpu" and torch.cuda.is_available()
     return torch.device("cuda" if use_cuda else "cpu")
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """The region in which a training step computes its loss: ``precision`` is ``bf16`` or ``fp32``, and weights are fp32 in both."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
 
 
 def _keep_freed_memory() -> None:
