@@ -8,7 +8,7 @@ from torch import nn
 
 from errors import PipelineError
 from models.autoencoder import AutoencoderConfig, Decoder
-from models.priors import prior_config
+from models.priors import config_of
 from storage.decoders import load_decoder
 from storage.files import MANIFEST, read_json, require_keys
 from storage.frozen import Frozen, OfEncoder, load_frozen
@@ -100,7 +100,7 @@ class Run:
             "encoder": shared["autoencoder"],
             "bottleneck": shared["bottleneck"],
             "decoder": asdict(self.decoder.config),
-            "prior": prior_config(self.prior),
+            "prior": config_of(self.prior),
         }
 
     @property

@@ -272,8 +272,10 @@ def usage_metrics(counts: Tensor) -> dict[str, Tensor]:
     return {"codebook_usage": (counts > 0).double().mean(), "codebook_perplexity": entropy.exp()}
 
 
+KINDS = {"vq": VectorQuantizer, "fsq": FiniteScalarQuantizer, "kl": DiagonalGaussian}
+
+
 def build_bottleneck(config: dict) -> nn.Module:
-    """The bottleneck that a config describes: ``{"kind": "vq", ...arguments of its class}``."""
-    kinds = {"vq": VectorQuantizer, "fsq": FiniteScalarQuantizer, "kl": DiagonalGaussian}
+    """The bottleneck that a config describes: ``{"kind": one of KINDS, ...arguments of its class}``."""
     arguments = dict(config)
-    return kinds[arguments.pop("kind")](**arguments)
+    return KINDS[arguments.pop("kind")](**arguments)

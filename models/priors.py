@@ -48,7 +48,7 @@ def build_prior(config: dict) -> nn.Module:
     return kind.module(kind.config(**fields))
 
 
-def prior_config(prior: nn.Module) -> dict:
+def config_of(prior: nn.Module) -> dict:
     """The config from which ``build_prior`` rebuilds a prior."""
     return {"kind": _name_of_kind(prior), **asdict(prior.config)}
 

@@ -6,7 +6,7 @@ from pydantic import BaseModel, NonNegativeInt
 from torch import nn
 
 from errors import PipelineError
-from models.priors import build_prior, prior_config
+from models.priors import build_prior, config_of
 from storage.files import read_json, require_format, write_json
 from storage.weights import build_from, load_into, save_weights
 
@@ -32,7 +32,7 @@ def save_prior(folder: Path, prior: nn.Module, frozen_sha256: str, label_counts:
     weights_sha256 = save_weights(folder / "prior.safetensors", prior.state_dict())
     record = {
         "format": FORMAT,
-        "prior": prior_config(prior),
+        "prior": config_of(prior),
         "frozen_sha256": frozen_sha256,
         "label_counts": label_counts,
         "weights_sha256": weights_sha256,

@@ -10,8 +10,9 @@ import yaml
 
 PROJECT = Path(__file__).parent.parent
 GIT = ("git", "-c", "user.name=test", "-c", "user.email=test@localhost")
-PER_ARM = ("stage1", "freeze", "encode", "stage2", "prior", "sample", "evaluate")
-NUM_STAGES = 3 + 2 * len(PER_ARM)
+GRAPH = yaml.safe_load((PROJECT / "dvc.yaml").read_text())["stages"]
+PER_ARM = tuple(name for name, stage in GRAPH.items() if "matrix" in stage)
+NUM_STAGES = len(GRAPH) + len(PER_ARM)  # of two arms and one seed
 PRODUCED = ("artifacts", "metrics", "durations", "curves", "report")
 RECIPE = "recipe: avatars\nnum_images: 260\nseed: 0\ndraw_size: 32\n"
 

@@ -6,13 +6,17 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+import kinds
 from models.bottleneck import (
+    KINDS,
     DiagonalGaussian,
     FiniteScalarQuantizer,
     VectorQuantizer,
     build_bottleneck,
     usage_metrics,
 )
+from models.metric import Metric
+from tests import families
 
 VQ_CONFIG = {"kind": "vq", "num_codes": 16, "code_dim": 4, "commitment_weight": 0.25, "revive_after_steps": 7}
 FSQ_CONFIG = {"kind": "fsq", "levels": [8, 5, 3, 2]}
@@ -22,6 +26,30 @@ KL_CONFIG = {"kind": "kl", "latent_channels": 3, "kl_weight": 0.5}
 def quantizer(**changes) -> VectorQuantizer:
     torch.manual_seed(0)
     return VectorQuantizer(**{"num_codes": 16, "code_dim": 4, "commitment_weight": 0.25, "revive_after_steps": 0, **changes})
+
+
+def test_the_schema_the_models_and_these_tests_know_the_same_kinds():
+    assert KINDS.keys() == kinds.BOTTLENECKS.keys() == families.BOTTLENECKS.keys()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_bottleneck_has_the_interface_that_stages_rely_on(kind):
+    section = kinds.BOTTLENECKS[kind].model_validate(families.BOTTLENECKS[kind])
+    torch.manual_seed(0)
+    bottleneck = build_bottleneck(section.model_dump()).train()
+    z = torch.randn(2, bottleneck.encoder_channels, 3, 3)
+    output, latents = bottleneck(z), bottleneck.encode(z)
+    assert output.z.shape == bottleneck.decode(latents).shape == (2, bottleneck.latent_channels, 3, 3)
+    assert output.loss.shape == () and output.loss.isfinite()
+    assert bottleneck.metrics and {type(metric) for metric in bottleneck.metrics} == {Metric}
+    assert bottleneck.is_discrete == (section.LATENTS == kinds.TOKENS) == (output.tokens is not None)
+    if bottleneck.is_discrete:
+        swapped = bottleneck.swap_tokens(latents["tokens"], 1.0)
+        for tokens in (latents["tokens"], swapped):
+            assert tokens.shape == (2, 3, 3) and tokens.dtype == torch.int64 and 0 <= tokens.min() <= tokens.max() < bottleneck.num_codes
+        assert not torch.equal(swapped, latents["tokens"])
+    else:
+        assert {name: values.shape for name, values in latents.items()} == dict.fromkeys(("mean", "logvar"), output.z.shape)
 
 
 def test_each_position_gets_the_code_nearest_on_the_sphere():

@@ -2,61 +2,59 @@
 
 import inspect
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
+import yaml
 
-from kinds import PRIORS
+import kinds
 from models.metric import Metric
-from models.priors import KINDS, SAMPLERS, build_prior, generate, prior_config
+from models.priors import KINDS, SAMPLERS, build_prior, config_of, generate
+from tests import families
+from tests.clone import PROJECT
 from tests.models.rows import Rows
+from training.prior import prior_config
 
-COMMON = {"num_classes": 3, "num_layers": 1, "num_heads": 2, "width": 16, "latent_size": 4, "label_dropout": 0.1}
-CONFIGS = {
-    "transformer": {"kind": "transformer", "num_codes": 7, "dropout": 0.1, **COMMON},
-    "maskgit": {"kind": "maskgit", "num_codes": 7, "dropout": 0.1, "mask_schedule": "cosine", **COMMON},
-    "dit": {
-        "kind": "dit",
-        "latent_channels": 2,
-        "patch_size": 2,
-        "time_distribution": "uniform",
-        "time_shift": 1.5,
-        "latent": "sample",
-        **COMMON,
-    },
-}
-SETTINGS = {
-    "autoregressive": {"temperature": 0.9, "top_k": 5, "top_p": None},
-    "maskgit": {"num_steps": 3, "temperature": 1.0, "choice_temperature": 2.0},
-    "euler": {"num_steps": 3, "guidance_interval": [0.0, 1.0]},
-    "heun": {"num_steps": 3, "guidance_interval": [0.2, 0.8]},
-    "stochastic": {"num_steps": 3, "guidance_interval": [0.0, 1.0], "churn": 0.5},
-}
-FITTING = {kind: list(section.SAMPLERS) for kind, section in PRIORS.items()}
+NUM_CODES, NUM_CHANNELS = 7, 2
+FITTING = {kind: list(section.SAMPLERS) for kind, section in kinds.PRIORS.items()}
+SETTINGS = {name: {key: value for key, value in settings.items() if key != "sampler"} for name, settings in families.SAMPLERS.items()}
+
+
+def config(kind: str) -> dict:
+    """Of a class-conditional one on 4 x 4 latents, as training makes it of params.yaml."""
+    bottlenecks, samplers = families.PAIRS[kind]
+    section = families.with_family(yaml.safe_load((PROJECT / "params.yaml").read_text()), bottlenecks[0], kind, samplers[0])["prior"]
+    settings = kinds.PRIORS[kind].model_validate(section | {"class_conditional": True, "label_dropout": 0.1})
+    of_latents = (NUM_CODES, None) if settings.LATENTS == kinds.TOKENS else (None, NUM_CHANNELS)
+    latents = SimpleNamespace(grid=(4, 4), labels=[0, 1, 2], num_codes=of_latents[0], num_channels=of_latents[1])
+    return prior_config(settings, latents)
 
 
 def build(kind: str) -> torch.nn.Module:
     torch.manual_seed(0)
-    prior = build_prior(CONFIGS[kind])
+    prior = build_prior(config(kind))
     for parameter in prior.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
-    if kind == "dit":
-        prior.set_statistics(torch.zeros(2), torch.ones(2))
+    if kinds.PRIORS[kind].LATENTS == kinds.CONTINUOUS:
+        prior.set_statistics(torch.zeros(NUM_CHANNELS), torch.ones(NUM_CHANNELS))
     return prior
 
 
-def test_the_schema_and_the_models_know_the_same_kinds_and_samplers():
-    assert {kind: list(entry.samplers) for kind, entry in KINDS.items()} == FITTING and KINDS.keys() == CONFIGS.keys()
+def test_the_schema_the_models_and_these_tests_know_the_same_kinds_and_samplers():
+    assert {kind: list(entry.samplers) for kind, entry in KINDS.items()} == FITTING
+    assert families.PRIORS.keys() == KINDS.keys() and families.SAMPLERS.keys() == set(SAMPLERS)
 
 
-@pytest.mark.parametrize("kind", CONFIGS)
+@pytest.mark.parametrize("kind", KINDS)
 def test_every_prior_comes_back_from_its_config_through_json_and_its_weights(kind):
     prior = build(kind)
-    config = json.loads(json.dumps(prior_config(prior)))
-    assert config == CONFIGS[kind]
-    restored = build_prior(config)
+    described = json.loads(json.dumps(config_of(prior)))
+    assert described == config(kind)
+    restored = build_prior(described)
     restored.load_state_dict(prior.state_dict())
-    latents = {"tokens": torch.randint(7, (5, 4, 4)), "mean": torch.randn(5, 2, 4, 4), "logvar": torch.zeros(5, 2, 4, 4)}
+    latents = {"tokens": torch.randint(NUM_CODES, (5, 4, 4)), "mean": torch.randn(5, NUM_CHANNELS, 4, 4)}
+    latents["logvar"] = torch.zeros_like(latents["mean"])
     labels = torch.tensor([0, 1, 2, -1, -1])
     assert torch.equal(prior.eval().loss(latents, labels), restored.eval().loss(latents, labels))
     assert prior.loss(latents, labels).shape == (5,) and prior.no_class == 3 and isinstance(prior.loss_metric, Metric)
@@ -66,10 +64,10 @@ def test_every_prior_comes_back_from_its_config_through_json_and_its_weights(kin
 def test_every_sampler_draws_latents_of_its_prior(kind, sampler):
     settings = {"sampler": sampler, "guidance_scale": 1.5, **SETTINGS[sampler]}
     latents = generate(build(kind).eval(), torch.tensor([0, 1, 3]), Rows(range(3)), settings)
-    if kind == "dit":
-        assert list(latents) == ["mean"] and latents["mean"].shape == (3, 2, 4, 4) and latents["mean"].isfinite().all()
+    if kinds.PRIORS[kind].LATENTS == kinds.CONTINUOUS:
+        assert list(latents) == ["mean"] and latents["mean"].shape == (3, NUM_CHANNELS, 4, 4) and latents["mean"].isfinite().all()
     else:
-        assert list(latents) == ["tokens"] and latents["tokens"].shape == (3, 4, 4) and latents["tokens"].max() < 7
+        assert list(latents) == ["tokens"] and latents["tokens"].shape == (3, 4, 4) and latents["tokens"].max() < NUM_CODES
     assert settings == {"sampler": sampler, "guidance_scale": 1.5, **SETTINGS[sampler]}
 
 
@@ -86,7 +84,7 @@ def test_each_setting_reaches_its_sampler():
     assert not torch.allclose(drawn[0], drawn[1]) and not torch.allclose(drawn[1], drawn[2])
 
 
-@pytest.mark.parametrize("kind", CONFIGS)
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_sampler_of_another_prior_is_refused_naming_those_that_fit(kind):
     for sampler in set(SAMPLERS) - set(FITTING[kind]):
         with pytest.raises(ValueError, match=f"'{sampler}' does not fit .* takes: {', '.join(FITTING[kind])}$"):
