@@ -11,7 +11,7 @@ from typing import Annotated, ClassVar, Literal, get_args
 from pydantic import Field, model_validator
 
 from sections import Optimization
-from validation import Count, Fraction, PositiveFloat, PositiveInt, Probability, Section, Weight
+from validation import Count, Fraction, NonNegativeFloat, PositiveFloat, PositiveInt, Probability, Section
 
 TOKENS, CONTINUOUS = "tokens", "continuous latents"  # what a bottleneck makes, and a prior models
 MAX_CODES = 2**31 - 1
@@ -29,7 +29,7 @@ class VQBottleneck(Section):
     kind: Literal["vq"]
     num_codes: Annotated[int, Field(ge=2, le=MAX_CODES)]
     code_dim: PositiveInt
-    commitment_weight: Weight
+    commitment_weight: NonNegativeFloat
     revive_after_steps: Count
 
 
@@ -38,7 +38,7 @@ class KLBottleneck(Section):
 
     kind: Literal["kl"]
     latent_channels: PositiveInt
-    kl_weight: Weight
+    kl_weight: NonNegativeFloat
 
 
 class FSQBottleneck(Section):
@@ -157,7 +157,7 @@ class SampleSection(Section):
     num_images: PositiveInt
     batch_size: PositiveInt
     images_per_shard: PositiveInt
-    guidance_scale: Weight
+    guidance_scale: NonNegativeFloat
 
     @model_validator(mode="after")
     def _no_image_is_drawn_for_nothing(self):
@@ -183,7 +183,7 @@ class MaskGITSample(SampleSection):
     sampler: Literal["maskgit"]
     num_steps: PositiveInt
     temperature: PositiveFloat
-    choice_temperature: Weight
+    choice_temperature: NonNegativeFloat
 
 
 class FlowSample(SampleSection):
@@ -200,7 +200,7 @@ class FlowSample(SampleSection):
 
 class StochasticSample(FlowSample):
     sampler: Literal["stochastic"]
-    churn: Weight
+    churn: NonNegativeFloat
 
 
 Sample = Annotated[AutoregressiveSample | MaskGITSample | FlowSample | StochasticSample, Field(discriminator="sampler")]

@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from validation import Count, Fraction, Name, PositiveFloat, PositiveInt, Probability, Section, Weight
+from validation import Count, Fraction, Name, NonNegativeFloat, PositiveFloat, PositiveInt, Probability, Section
 
 MAX_IMAGE_SIZE = 16384
 MAX_PROCESSES = 1024  # and threads: more is a slip of the finger
@@ -60,9 +60,9 @@ class Autoencoder(Section):
 
 class ReconstructionLoss(Section):
     pixel: Literal["l1", "l2"]
-    pixel_weight: Weight
+    pixel_weight: NonNegativeFloat
     perceptual: Literal["efficientnet-lite0", "lpips", "none"]
-    perceptual_weight: Weight
+    perceptual_weight: NonNegativeFloat
     perceptual_weights_path: str | None
     adversarial_weight: PositiveFloat
     discriminator_head_start: Count
@@ -81,7 +81,7 @@ class Optimization(Section):
     learning_rate: PositiveFloat
     warmup_steps: Count
     min_learning_rate_fraction: Fraction
-    weight_decay: Weight
+    weight_decay: NonNegativeFloat
     betas: Annotated[list[Probability], Field(min_length=2, max_length=2)]
     gradient_clip_norm: PositiveFloat
     num_microbatches: PositiveInt

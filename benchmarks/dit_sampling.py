@@ -9,7 +9,7 @@ import sys
 import torch
 
 from benchmarks.dit_step import BATCH_SIZE, LATENT_CHANNELS, LATENT_SIZE, NUM_CLASSES, build_ours, build_theirs, count_weights
-from benchmarks.measure import alternate, conclude
+from benchmarks.measure import alternate, check_claim
 from benchmarks.setting import open_params
 from models.dit import generate
 from training.compute import prepare_device
@@ -57,7 +57,7 @@ def main() -> int:
     if any(samples.shape != noise.shape or not samples.isfinite().all() for samples in drawn.values()):
         print("the samples are not of the shape of the noise, or not finite")
         return 1
-    return conclude("DiT sampling, diffusers / ours, seconds", ratios, "at least", AT_LEAST)
+    return check_claim("DiT sampling, diffusers / ours, seconds", ratios, "at least", AT_LEAST)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from diffusers import DiTTransformer2DModel
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchmarks.measure import alternate, conclude
+from benchmarks.measure import alternate, check_claim
 from benchmarks.setting import open_params
 from models.dit import SIZES, DiT, DiTConfig
 from training.compute import prepare_device
@@ -74,7 +74,7 @@ def main() -> int:
         lambda: step(theirs, their_optimizer, lambda: theirs(x, steps, labels).sample),
         NUM_REPETITIONS,
     )
-    return conclude("DiT training step, diffusers / ours, seconds", ratios, "at least", AT_LEAST)
+    return check_claim("DiT training step, diffusers / ours, seconds", ratios, "at least", AT_LEAST)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import torch
 
-from benchmarks.measure import alternate, conclude
+from benchmarks.measure import alternate, check_claim
 from benchmarks.setting import open_params, write_faces, write_frozen
 from storage.frozen import load_frozen
 from storage.shards import ShardDataset
@@ -43,7 +43,7 @@ def main() -> int:
                 frozen.encode(batch)
 
         ratios = alternate(stage, bare, NUM_REPETITIONS)
-    return conclude("encode stage / frozen encoder in memory, images per second", ratios, "at least", AT_LEAST)
+    return check_claim("encode stage / frozen encoder in memory, images per second", ratios, "at least", AT_LEAST)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import torch
 import torch_fidelity
 from torch.utils.data import Dataset
 
-from benchmarks.measure import alternate, conclude
+from benchmarks.measure import alternate, check_claim
 from benchmarks.setting import open_params, write_faces
 from evaluation.extractors import build_extractor
 from evaluation.fidelity import KID_SEED, Reference, distance_metrics, extract, sample_metrics
@@ -78,7 +78,7 @@ def main() -> int:
         if not math.isclose(found, expected, rel_tol=1e-3, abs_tol=1e-3):
             print(f"{ours_name} is {found}, torch-fidelity's {direct_name} {expected}")
             return 1
-    return conclude("evaluation / torch-fidelity called directly, seconds", ratios, "at most", AT_MOST)
+    return check_claim("evaluation / torch-fidelity called directly, seconds", ratios, "at most", AT_MOST)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import time
 from datetime import datetime
 from pathlib import Path
 
-from benchmarks.measure import alternate, conclude
+from benchmarks.measure import alternate, check_claim
 from tests.flows.server import Server
 from tests.flows.toy import Toy
 
@@ -30,9 +30,9 @@ def main() -> int:
             os.environ["PREFECT_API_URL"] = f"{server.url}/api"
             flow = alternate(status, lambda: toy.run(*REPRODUCE), NUM_REPETITIONS)
             start = [_seconds_to_first_stage(server) / _seconds(status) for _ in range(NUM_REPETITIONS)]
-    failed = conclude("dvc repro with nothing to do / dvc status, seconds", repro, "at most", 2.0)
-    failed |= conclude("flow with nothing to do / dvc status, seconds", flow, "at most", 12.0)
-    return failed | conclude("from trigger to first stage / dvc status, seconds", start, "at most", 20.0)
+    failed = check_claim("dvc repro with nothing to do / dvc status, seconds", repro, "at most", 2.0)
+    failed |= check_claim("flow with nothing to do / dvc status, seconds", flow, "at most", 12.0)
+    return failed | check_claim("from trigger to first stage / dvc status, seconds", start, "at most", 20.0)
 
 
 def _seconds(function) -> float:

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from webdataset.tariterators import tar_file_iterator
 
-from benchmarks.measure import alternate, conclude
+from benchmarks.measure import alternate, check_claim
 from benchmarks.setting import open_params, write_faces
 from storage.image_codec import decode_image
 from storage.shards import EXTENSIONS, ShardDataset
@@ -62,7 +62,7 @@ def main() -> int:
     if not torch.equal(loaded[-1], expected):
         print("the loader and PIL do not decode the same pixels")
         return 1
-    return conclude("loading from shards / bare decoding, images per second", ratios, "at least", AT_LEAST)
+    return check_claim("loading from shards / bare decoding, images per second", ratios, "at least", AT_LEAST)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ def alternate(first: Callable[[], object], second: Callable[[], object], num_rep
     return ratios
 
 
-def conclude(what: str, ratios: list[float], claim: str, bound: float) -> int:
+def check_claim(what: str, ratios: list[float], claim: str, bound: float) -> int:
     """Print the median ratio with its range and whether the claim holds; return the exit status.
 
     Args:

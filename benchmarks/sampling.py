@@ -4,7 +4,7 @@ import sys
 
 import torch
 
-from benchmarks.measure import alternate, conclude
+from benchmarks.measure import alternate, check_claim
 from benchmarks.setting import open_params
 from models.transformer import Transformer, TransformerConfig, filter_logits, generate, pick_tokens
 from training.compute import prepare_device
@@ -49,7 +49,7 @@ def main() -> int:
     if not torch.equal(drawn["cached"], drawn["uncached"]):
         print("cached and uncached sampling draw different tokens")
         return 1
-    return conclude("sampling 256 tokens, uncached / cached, seconds", ratios, "at least", AT_LEAST)
+    return check_claim("sampling 256 tokens, uncached / cached, seconds", ratios, "at least", AT_LEAST)
 
 
 if __name__ == "__main__":

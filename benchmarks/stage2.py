@@ -6,7 +6,7 @@ from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
 
-from benchmarks.measure import alternate, conclude
+from benchmarks.measure import alternate, check_claim
 from benchmarks.setting import open_params, write_faces, write_frozen
 from storage.frozen import load_frozen
 from tasks import encode
@@ -58,7 +58,7 @@ def main() -> int:
 
         prepared = {build: build(params, inputs, device) for build in (FromArrow, OnTheFly)}
         ratios = alternate(lambda: steps(FromArrow), lambda: steps(OnTheFly), NUM_REPETITIONS)
-    return conclude("stage-2 step, encoding on the fly / from Arrow, seconds", ratios, "more than", MORE_THAN)
+    return check_claim("stage-2 step, encoding on the fly / from Arrow, seconds", ratios, "more than", MORE_THAN)
 
 
 if __name__ == "__main__":

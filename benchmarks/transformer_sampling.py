@@ -9,7 +9,7 @@ import sys
 import torch
 from transformers import GenerationConfig, GPT2Config, GPT2LMHeadModel
 
-from benchmarks.measure import alternate, conclude
+from benchmarks.measure import alternate, check_claim
 from benchmarks.setting import open_params
 from models.transformer import Transformer, TransformerConfig, generate
 from training.compute import prepare_device
@@ -74,7 +74,7 @@ def main() -> int:
     if any(tokens.shape != (BATCH_SIZE, num_tokens) for tokens in drawn.values()):
         print("one of them did not draw all tokens")
         return 1
-    return conclude("sampling 256 tokens, GPT-2 of transformers / ours, seconds", ratios, "at least", AT_LEAST)
+    return check_claim("sampling 256 tokens, GPT-2 of transformers / ours, seconds", ratios, "at least", AT_LEAST)
 
 
 if __name__ == "__main__":

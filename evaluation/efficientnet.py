@@ -35,11 +35,11 @@ def load_stages() -> nn.ModuleList:
     published = load_published()
     stem = nn.Sequential(_convolution(published._conv_stem, published._bn0), nn.ReLU6(inplace=True))
     head = nn.Sequential(_convolution(published._conv_head, published._bn1), nn.ReLU6(inplace=True))
-    stages = nn.ModuleList([stem, *(Block(block) for block in published._blocks), head])
+    stages = nn.ModuleList([stem, *(MBConvBlock(block) for block in published._blocks), head])
     return stages.eval().requires_grad_(False).to(memory_format=torch.channels_last)
 
 
-class Block(nn.Module):
+class MBConvBlock(nn.Module):
     """Mobile inverted bottleneck: 1x1 expansion, depthwise convolution, linear 1x1 projection, and a skip where shapes agree."""
 
     def __init__(self, published: nn.Module):

@@ -27,7 +27,7 @@ class Protocol(BaseModel):
     reference_sha256: str
 
 
-class ReferenceRecord(BaseModel):
+class ReferenceManifest(BaseModel):
     """What manifest.json of a reference must hold at least."""
 
     format: str
@@ -79,7 +79,7 @@ def load_reference(folder: Path, shards: Path, extractor: Extractor, settings: E
     Raises:
         PipelineError: when it is damaged, of other images than these shards, or of another protocol than asked for.
     """
-    manifest = read_json(folder / MANIFEST, ReferenceRecord)
+    manifest = read_json(folder / MANIFEST, ReferenceManifest)
     require_format(folder / MANIFEST, manifest["format"], FORMAT, "a reference", "dvc repro reference")
     weights = load_weights(folder / FEATURES)
     if "features" not in weights:

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from errors import PipelineError, explain_os_error, is_out_of_memory
-from export.package import publish, require_free, write_diffusers, write_generator
+from export.package import require_free, write_diffusers, write_export, write_generator
 from export.run import read_run
 
 FORMATS = {"generator": write_generator, "diffusers": write_diffusers}
@@ -19,7 +19,7 @@ def export(root: Path, arm: str, seed: int, target: Path, layout: str = "generat
     """
     require_free(target)  # before the weights are read
     run = read_run(root, arm, seed)
-    publish(target, lambda folder: FORMATS[layout](folder, run))
+    write_export(target, lambda folder: FORMATS[layout](folder, run))
 
 
 def main() -> None:

@@ -26,14 +26,14 @@ from training.randomness import RowRandomness, draw_labels, whole_batches
 ALLOWED = {
     "sampler": (lambda value: value in SAMPLERS, f"one of {', '.join(SAMPLERS)}, as far as it fits the prior"),
     "temperature": (lambda value: is_number(value) and value > 0, "a number above 0"),
-    "top_k": (lambda value: value is None or (is_whole(value) and value > 0), "a whole number above 0, or None"),
+    "top_k": (lambda value: value is None or (is_integer(value) and value > 0), "a whole number above 0, or None"),
     "top_p": (lambda value: value is None or (is_number(value) and 0 < value <= 1), "a number above 0 and up to 1, or None"),
     "guidance_scale": (lambda value: is_number(value) and value >= 0, "a number from 0 on"),
     "guidance_interval": (
         lambda value: isinstance(value, list | tuple) and len(value) == 2 and all(map(is_number, value)) and 0 <= value[0] <= value[1] <= 1,
         "two rising numbers from 0 to 1",
     ),
-    "num_steps": (lambda value: is_whole(value) and value > 0, "a whole number above 0"),
+    "num_steps": (lambda value: is_integer(value) and value > 0, "a whole number above 0"),
     "choice_temperature": (lambda value: is_number(value) and value >= 0, "a number from 0 on"),
     "churn": (lambda value: is_number(value) and value >= 0, "a number from 0 on"),
 }
@@ -151,7 +151,7 @@ class Generator:
 
     def _check(self, settings: dict, **counts: tuple[int, int]) -> None:
         for name, (value, least) in counts.items():
-            if not is_whole(value) or value < least:
+            if not is_integer(value) or value < least:
                 raise ValueError(f"{name} must be a whole number from {least} on, got {value!r}")
         unknown = sorted(settings.keys() - self.settings.keys())
         if unknown:
@@ -190,5 +190,5 @@ def is_number(value) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def is_whole(value) -> bool:
+def is_integer(value) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)

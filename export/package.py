@@ -16,7 +16,7 @@ from storage.weights import save_weights
 FORMAT = "dae-generator-1"
 
 
-def publish(target: Path, write: Callable[[Path], None]) -> None:
+def write_export(target: Path, write: Callable[[Path], None]) -> None:
     """Have a folder written beside ``target`` and moved there when it is whole.
 
     Raises:

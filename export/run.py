@@ -47,7 +47,7 @@ class DatasetEntry(BaseModel):
     crop: str
 
 
-class DataRecord(PreparedRecord):
+class DatasetRecord(PreparedRecord):
     """What the model card tells of the shards, beside what their manifest always holds."""
 
     dataset: DatasetEntry
@@ -137,7 +137,7 @@ def read_run(root: Path, arm: str, seed: int) -> Run:
     if floor["protocol"] != metrics["evaluate"]["protocol"]:
         raise PipelineError(f"{records['evaluate']} has another protocol than {reference}; run dvc repro evaluate@{name}")
     data = read_manifest(shards)
-    require_keys(shards / MANIFEST, data, DataRecord)
+    require_keys(shards / MANIFEST, data, DatasetRecord)
     folders = {"encoder": freeze, "bottleneck": freeze, "decoder": stage2, "prior": prior}
     return Run(
         arm=arm,

@@ -29,7 +29,7 @@ class Outcome:
     seconds: float
 
 
-def publish(root: Path, nodes: Iterable[Node], outcomes: list[Outcome]) -> None:
+def create_artifacts(root: Path, nodes: Iterable[Node], outcomes: list[Outcome]) -> None:
     """Put everything that is there on the page of the present flow run."""
     rows = [{"stage": o.stage, "state": o.state, "reason": o.reason, "seconds": round(o.seconds, 1)} for o in outcomes]
     create_table_artifact(rows, key="stages", description="What each stage did, and why")
@@ -89,7 +89,7 @@ def report_in_short(summary: dict, root: Path) -> str:
     return "\n".join([*lines, f"With grids, curves, protocol and what to expect of it: `{root / 'report/index.html'}`"])
 
 
-def publish_study(key: str, summary: dict, told: str) -> None:
+def create_study_artifacts(key: str, summary: dict, told: str) -> None:
     """Put the answer so far, the gates and a sentence of what comes next on the page of the present flow run."""
     create_markdown_artifact("\n".join([*_answer(summary), told]), key=key, description=f"The answer by {len(summary['seeds'])} seeds")
 

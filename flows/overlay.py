@@ -34,7 +34,7 @@ def compose(default: Path, preset: Path) -> str:
     """
     base, text = read_text(default), read_text(preset)
     ours, theirs = parse_mapping(default, base), parse_mapping(preset, text)
-    if is_whole(ours, theirs):
+    if leaves_nothing_out(ours, theirs):
         return text
     validate(default, ours)
     merged = merge(ours, theirs)
@@ -63,14 +63,14 @@ def merge(default: Any, preset: Any, path: tuple[str, ...] = ()) -> Any:
     return merged if path == ARMS else {**default, **merged}
 
 
-def is_whole(default: Any, preset: Any, path: tuple[str, ...] = ()) -> bool:
+def leaves_nothing_out(default: Any, preset: Any, path: tuple[str, ...] = ()) -> bool:
     """Whether a preset leaves nothing to the default."""
     if not _is_merged(default, preset, path):
         return True
     if not preset:
         return False
     names = default.keys() & preset.keys() if path == ARMS else default
-    return all(name in preset and is_whole(default[name], preset[name], (*path, name)) for name in names)
+    return all(name in preset and leaves_nothing_out(default[name], preset[name], (*path, name)) for name in names)
 
 
 def differences(default: Any, values: Any, path: tuple[str, ...] = ()) -> list[str]:
@@ -97,7 +97,7 @@ def _require_whole_arms(default: Path, preset: Path, ours: dict, theirs: dict) -
     """An arm that lacks something is rather a name written wrong than a new arm."""
     known, arms = ours["arms"], theirs.get("arms")
     for name, arm in arms.items() if isinstance(arms, dict) else ():
-        if name not in known and not any(is_whole(one, arm, (*ARMS, name)) for one in known.values()):
+        if name not in known and not any(leaves_nothing_out(one, arm, (*ARMS, name)) for one in known.values()):
             close = difflib.get_close_matches(str(name), known, n=1)
             hint = f"did you mean {close[0]}?" if close else f"there are: {', '.join(known)}"
             raise PipelineError(f"{preset}: arms.{name}: {default} has no such arm, and a new one is given whole; {hint}")

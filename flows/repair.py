@@ -69,10 +69,10 @@ def repair(root: Path) -> list[str]:
 
 def _repair_lock(root: Path) -> str | None:
     earlier = _earlier(root)
-    text = _read_settled(root / LOCK, lambda text: is_whole(text) and not _lost(root, text, earlier))
+    text = _read_settled(root / LOCK, lambda text: is_whole_lock(text) and not _lost(root, text, earlier))
     if text is None:
         return None
-    if is_whole(text):
+    if is_whole_lock(text):
         kept, taken = whole_entries(text + END), _lost(root, text, earlier)
         what = f"{LOCK} lacked stages that an earlier one has"
         if not taken:
@@ -120,7 +120,7 @@ def _repair_rwlock(root: Path) -> str | None:
     return f"{RWLOCK} was cut off while DVC wrote it: deleted, as it says only which dvc commands are at work"
 
 
-def is_whole(text: str) -> bool:
+def is_whole_lock(text: str) -> bool:
     """Whether DVC would take this for a lock file, its last line has an end, and its last stage has outputs: DVC writes them last."""
     try:
         lock = _Lock.model_validate(yaml.load(text, yaml.CSafeLoader))

@@ -160,7 +160,7 @@ def _reproduce(run: Reproduction, nodes: list[Node]) -> State:
         run.processes.stop()
         raise
     outcomes = [artifacts.Outcome(name, state.name, state.message or "", run.seconds.get(name, 0.0)) for name, state in states.items()]
-    artifacts.publish(run.processes.root, nodes, outcomes)
+    artifacts.create_artifacts(run.processes.root, nodes, outcomes)
     return _conclusion(states)
 
 

@@ -86,12 +86,12 @@ def _run_rounds(preset: str | None, max_seeds: int, slots: dict[str, int], log) 
         rounds.append({"seeds": summary["seeds"], "answer": verdict["answer"]})
         because = stopped_because(summary, max_seeds)
         told = f"{f'Stopped: {because}' if because else 'Going on'}; {remaining.describe()}."
-        artifacts.publish_study(f"round-{num_seeds}", summary, told)
+        artifacts.create_study_artifacts(f"round-{num_seeds}", summary, told)
         _say(log, f"{num_seeds} seed{'s' if num_seeds > 1 else ''}: {verdict['headline']} {told}")
         num_seeds = verdict["next_look"]
     facts = {"preset": preset, "max_seeds": max_seeds, "rounds": rounds, "stopped_because": because}
     _keep(study_folder(preset), summary, facts | {"wall_seconds": round(time.monotonic() - started, 1)})
-    artifacts.publish_study("study", summary, f"{told} Page: `{flows.ROOT / study_folder(preset) / 'index.html'}`")
+    artifacts.create_study_artifacts("study", summary, f"{told} Page: `{flows.ROOT / study_folder(preset) / 'index.html'}`")
     return verdict["headline"]
 
 

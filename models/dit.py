@@ -103,7 +103,7 @@ class DiT(nn.Module):
         self.patch_embedding = nn.Linear(patch_dim, config.width)
         self.time_embedding = TimeEmbedding(config.width)
         self.class_embedding = nn.Embedding(config.num_classes + 1, config.width)  # the last one: no class
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
+        self.blocks = nn.ModuleList(DiTBlock(config) for _ in range(config.num_layers))
         self.modulation_out = nn.Linear(config.width, 2 * config.width)
         self.head = nn.Linear(config.width, patch_dim)
         self.register_buffer("position_embedding", grid_embedding(config.grid_size, config.width), persistent=False)
@@ -180,7 +180,7 @@ class DiT(nn.Module):
         return flow_matching_loss(lambda x, times: self(x, times, labels), self.normalize(z), noise, times)
 
 
-class Block(nn.Module):
+class DiTBlock(nn.Module):
     """Attention and MLP; each one's input is shifted and scaled, and its output gated, by the condition."""
 
     def __init__(self, config: DiTConfig):

@@ -76,7 +76,7 @@ class SkippedRecord(BaseModel):
     reason: str
 
 
-class DataRecord(PreparedRecord):
+class PreparationRecord(PreparedRecord):
     """What the report tells of the shards, beside what their manifest always holds."""
 
     skipped: list[SkippedRecord]

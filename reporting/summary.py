@@ -15,7 +15,7 @@ from pydantic import BaseModel
 
 from errors import PipelineError
 from models.metric import Metric
-from reporting.records import AutoencoderRecord, DataRecord, DurationRecord, EvaluationRecord, ReferenceRecord, TrainingRecord
+from reporting.records import AutoencoderRecord, DurationRecord, EvaluationRecord, PreparationRecord, ReferenceRecord, TrainingRecord
 from storage.files import MANIFEST, read_json, require_keys
 from storage.legends import describe, read_legend
 from storage.shards import read_manifest
@@ -207,7 +207,7 @@ def _require_positive(summary: dict, folder: Path) -> None:
 
 def _data(shards: Path) -> dict:
     manifest = read_manifest(shards)
-    require_keys(shards / MANIFEST, manifest, DataRecord)
+    require_keys(shards / MANIFEST, manifest, PreparationRecord)
     return {
         "source": manifest["source"],
         "image_size": manifest["image_size"],

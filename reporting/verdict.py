@@ -24,7 +24,7 @@ FIRST_FRESH_SEED = 100  # of those that confirm an arm: none that chose it
 
 
 @dataclass(frozen=True)
-class Comparison:
+class ArmComparison:
     """Samples of an arm against those of the baseline.
 
     Attributes:
@@ -105,7 +105,7 @@ def conclude(summary: dict, arms: dict[str, dict], thresholds: Gates, durations:
     }
 
 
-def compare(summary: dict, arms: dict[str, dict]) -> list[Comparison]:
+def compare(summary: dict, arms: dict[str, dict]) -> list[ArmComparison]:
     """Compare every further arm's samples with the baseline's; decided by Holm's procedure over the candidates, the rest one by one."""
     key, others = f"samples.{summary['distance']}", summary["arm_names"][1:]
     paired = {arm: _pair(summary, arm, key) for arm in others}
@@ -114,7 +114,7 @@ def compare(summary: dict, arms: dict[str, dict]) -> list[Comparison]:
     for arm in others:
         decisions |= {} if arm in candidates else decide({arm: paired[arm]})
     return [
-        Comparison(arm, arm in candidates, paired[arm], decisions[arm], _judge(summary, arm, _side(paired[arm], decisions[arm])))
+        ArmComparison(arm, arm in candidates, paired[arm], decisions[arm], _judge(summary, arm, _side(paired[arm], decisions[arm])))
         for arm in others
     ]
 
@@ -138,7 +138,7 @@ def _judge(summary: dict, arm: str, side: int) -> dict[str, tuple[Paired, str]]:
     return heard
 
 
-def _answer(comparisons: list[Comparison], gates: list[dict], arms: dict, num_seeds: int) -> tuple[str, Comparison | None]:
+def _answer(comparisons: list[ArmComparison], gates: list[dict], arms: dict, num_seeds: int) -> tuple[str, ArmComparison | None]:
     """The answer, and the comparison that it is told by: the recommended arm's, or the best candidate's.
 
     A gate that was not measured may be one that fails: it stands in the way of an answer just so. Of the arms that are better, the
@@ -166,7 +166,7 @@ def _answer(comparisons: list[Comparison], gates: list[dict], arms: dict, num_se
     return ("judges disagree", unsupported[0]) if unsupported else ("do not", best)
 
 
-def _headline(answer: str, chosen: Comparison | None, gates: list[dict], summary: dict, seconds: float) -> str:
+def _headline(answer: str, chosen: ArmComparison | None, gates: list[dict], summary: dict, seconds: float) -> str:
     baseline, num_seeds = summary["baseline"], len(summary["seeds"])
     if chosen is None:
         if len(summary["arm_names"]) == 1:
@@ -191,7 +191,7 @@ def _headline(answer: str, chosen: Comparison | None, gates: list[dict], summary
     return f"Do not decouple: {told}{', no difference that matters' if chosen.decision == 'no difference' else ''}."
 
 
-def _disagreement(chosen: Comparison, summary: dict) -> str:
+def _disagreement(chosen: ArmComparison, summary: dict) -> str:
     against = [label_of(summary, metric).label for metric, (_, opinion) in chosen.judges.items() if opinion == "disagrees"]
     labels = " and ".join(against or [label_of(summary, metric).label for metric in chosen.judges])
     if chosen.decision == "no difference":
@@ -199,7 +199,7 @@ def _disagreement(chosen: Comparison, summary: dict) -> str:
     return f"but it is {'the other way round' if against else 'not confirmed'} by {labels}"
 
 
-def _until_told(chosen: Comparison, seconds: float) -> str:
+def _until_told(chosen: ArmComparison, seconds: float) -> str:
     """``yet: it takes about 3 more seeds (about 2 h 00 min for all arms)``, or that no number of seeds will do."""
     if not chosen.num_more_seeds:
         return f"any more: nothing is decided beyond {LAST_LOOK} seeds"
@@ -243,7 +243,7 @@ def _cost(num_more: int, seconds: float) -> str:
     return f"{num_more:,} more seed{'s' if num_more > 1 else ''} (about {format_duration(num_more * seconds)} for all arms)"
 
 
-def _explain(comparison: Comparison, summary: dict) -> str:
+def _explain(comparison: ArmComparison, summary: dict) -> str:
     """How far apart the samples of an arm and of the baseline are, against the floor."""
     arm, baseline, metric = comparison.arm, summary["baseline"], summary["distance"]
     mean = {name: summary["arms"][name]["mean"][f"samples.{metric}"] for name in (arm, baseline)}
@@ -270,7 +270,7 @@ def _certainty(answer: str, gates: list[dict], summary: dict, seconds: float | N
     return sentences
 
 
-def _selection(answer: str, chosen: Comparison | None, comparisons: list[Comparison], summary: dict, arms: dict) -> list[str]:
+def _selection(answer: str, chosen: ArmComparison | None, comparisons: list[ArmComparison], summary: dict, arms: dict) -> list[str]:
     """That an arm chosen among several is flattered by the seeds that chose it, and what would confirm it; the gates need their control."""
     num_candidates = sum(one.is_candidate for one in comparisons)
     if answer != "decouple" or num_candidates < 2:
@@ -292,7 +292,7 @@ def _attribution(summary: dict, arms: dict[str, dict]) -> list[dict]:
     return rows
 
 
-def _row(comparison: Comparison, summary: dict, more_helps: bool) -> dict:
+def _row(comparison: ArmComparison, summary: dict, more_helps: bool) -> dict:
     """A comparison as plain JSON."""
     return {
         "arm": comparison.arm,

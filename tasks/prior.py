@@ -15,7 +15,7 @@ def run(params, inputs, outputs) -> dict:
     settings = params.prior.training
     trainer = train(PriorObjective, params, inputs, settings, settings.num_steps, outputs.scratch, f"prior {params.run_name}")
     objective, progress = trainer.objective, trainer.progress
-    prior = trainer.exported("prior")
+    prior = trainer.load_selected("prior")
     counts = Counter(objective.examples.latents.labels)
     label_counts = [counts[label] for label in range(objective.config.num_classes)]
     save_prior(outputs.artifact, prior, objective.frozen_sha256, label_counts)

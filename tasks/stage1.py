@@ -16,7 +16,7 @@ def run(params, inputs, outputs) -> dict:
     num_steps, batch_size = params.arm.stage1.num_steps, params.stage1.batch_size
     trainer = train(Stage1Objective, params, inputs, params.stage1, num_steps, outputs.scratch, f"stage1 {params.run_name}")
     objective, progress = trainer.objective, trainer.progress
-    autoencoder = trainer.exported("autoencoder")
+    autoencoder = trainer.load_selected("autoencoder")
     config = encoder_config(objective.config, objective.bottleneck_config)
     sha256 = save_encoder(outputs.artifact, config, autoencoder["encoder"], autoencoder["bottleneck"])
     save_decoder(outputs.artifact, objective.config, autoencoder["decoder"], sha256)

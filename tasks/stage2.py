@@ -23,7 +23,7 @@ def run(params, inputs, outputs) -> dict:
         return _metrics(params, decoder) | {"num_operations": 0, "num_skipped_steps": 0}
     trainer = train(Stage2Objective, params, inputs, params.stage2, num_steps, outputs.scratch, f"stage2 {params.run_name}")
     objective, progress = trainer.objective, trainer.progress
-    decoder = trainer.exported("decoder")
+    decoder = trainer.load_selected("decoder")
     save_decoder(outputs.artifact, objective.config, decoder, frozen.sha256)
     write_atomic(outputs.curves, curves_csv(progress.rows))
     return _metrics(params, decoder) | {

@@ -10,7 +10,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torchvision.models import vgg16
 
 import losses.perceptual
-from flows.overlay import compose, is_whole
+from flows.overlay import compose, leaves_nothing_out
 from ingest.sources import open_source
 from losses.reconstruction import AutoencoderLoss
 from models.autoencoder import AutoencoderConfig, Decoder, Encoder
@@ -128,7 +128,7 @@ def test_it_says_nothing_that_the_default_says(name):
 
 
 def test_of_the_presets_only_the_default_is_whole():
-    assert [name for name, path in PRESETS.items() if is_whole(DEFAULT, yaml.safe_load(path.read_text()))] == ["default"]
+    assert [name for name, path in PRESETS.items() if leaves_nothing_out(DEFAULT, yaml.safe_load(path.read_text()))] == ["default"]
 
 
 @each_preset

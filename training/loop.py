@@ -39,10 +39,10 @@ class Objective(Protocol):
 
     Attributes:
         modules: name -> module with trained parameters; gradients are clipped per module.
-        averaged: names of those kept as moving averages; the averages are what is validated and exported.
+        averaged: names of those kept as moving averages; the averages are what is validated and kept.
         learning_rate_factors: name of a module -> multiple of the learning rate that it trains at; 1 where absent.
         examples: the training set.
-        selection: the validation metric (lower is better) that chooses the exported step; None: the last step.
+        selection: the validation metric (lower is better) that chooses the step whose weights are kept; None: the last step.
     """
 
     modules: dict[str, nn.Module]
@@ -120,7 +120,7 @@ class Trainer:
         self._restore()
 
     def run(self) -> Progress:
-        """Train to the end; afterwards ``exported`` holds the result.
+        """Train to the end; afterwards ``load_selected`` gives the result.
 
         Raises:
             PipelineError: when several steps in a row are not finite, naming the step and the terms.
@@ -141,8 +141,8 @@ class Trainer:
             self.on_step(step)
         return self.progress
 
-    def exported(self, name: str) -> nn.Module:
-        """The trained module: its moving average, at the selected step where the objective selects."""
+    def load_selected(self, name: str) -> nn.Module:
+        """The trained module, or its moving average where there is one, with the weights of the selected step put into it."""
         module = self.averages[name].module if name in self.averages else self.objective.modules[name]
         if name in self.best:
             module.load_state_dict(self.best[name])

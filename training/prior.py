@@ -10,12 +10,11 @@ from torch import Tensor, nn
 from errors import PipelineError
 from kinds import BOTTLENECKS, CONTINUOUS, TOKENS, Prior
 from models.priors import KINDS, build_prior
-from storage.latents import LatentDataset
+from storage.latents import FLIPPED, LatentDataset
 from training.footprint import require_memory
 from training.randomness import derive_seed
 
 VALIDATION_BATCH_SIZE = 250
-FLIPPED = "flipped_"  # begins the names of mirror images' latents in a batch
 
 
 class LabelledLatents:
@@ -31,7 +30,7 @@ class LabelledLatents:
     def batch(self, indices: list[int]) -> dict[str, Tensor]:
         labels = torch.tensor([self.latents.labels[index] for index in indices])
         flipped = self.latents.batch(indices, view=1) if self.has_flips else {}
-        return {**self.latents.batch(indices), **{FLIPPED + name: values for name, values in flipped.items()}, "labels": labels}
+        return {**self.latents.batch(indices), **{name + FLIPPED: values for name, values in flipped.items()}, "labels": labels}
 
 
 class PriorObjective:
@@ -77,7 +76,7 @@ class PriorObjective:
 
 def _draw_views(batch: dict[str, Tensor]) -> dict[str, Tensor]:
     """For each image its latents or its mirror image's, as torch's generator, seeded with every step, has it."""
-    flipped = {name.removeprefix(FLIPPED): values for name, values in batch.items() if name.startswith(FLIPPED)}
+    flipped = {name.removesuffix(FLIPPED): values for name, values in batch.items() if name.endswith(FLIPPED)}
     if not flipped:
         return batch
     is_flipped = torch.rand(len(batch["labels"]), device=batch["labels"].device) < 0.5  # (B,)

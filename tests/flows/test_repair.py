@@ -10,7 +10,7 @@ import yaml
 
 from errors import PipelineError
 from flows import graph
-from flows.repair import CONFLICT, HEADER, LAST_WHOLE_LOCK, LOCK, RWLOCK, is_whole, main, repair
+from flows.repair import CONFLICT, HEADER, LAST_WHOLE_LOCK, LOCK, RWLOCK, is_whole_lock, main, repair
 from tests.clone import GIT, PROJECT
 
 STAGES = ["shards", "prior@a-0", "stage1@b-0", "report"]
@@ -58,7 +58,7 @@ def test_lock_cut_at_any_byte_keeps_every_whole_stage(tmp_path, _toy):
         lines = repair(tmp_path)
         found = stages_of(lock.read_text()) if lock.exists() else {}
         finished = [name for name, following in pairwise(STAGES) if WHOLE.index(f"  {following}:") + 3 <= length]
-        if is_whole(cut):  # at the end of an output: DVC itself finds which of the last stage's are missing
+        if is_whole_lock(cut):  # at the end of an output: DVC itself finds which of the last stage's are missing
             assert not lines and lock.read_text() == cut and set(finished) <= set(found)
             assert all(found[name].keys() == wanted[name].keys() and found[name]["params"] == wanted[name]["params"] for name in found)
             (tmp_path / LAST_WHOLE_LOCK).unlink()

@@ -106,7 +106,7 @@ def project(tmp_path, monkeypatch) -> Project:
         "unchanged",
         lambda graph, wait: {name for name in graph if project.folder.joinpath(f"durations/{name.replace('@', '/')}.json").exists()},
     )
-    monkeypatch.setattr(study_module.artifacts, "publish_study", lambda key, summary, told: project.pages.append((key, told)))
+    monkeypatch.setattr(study_module.artifacts, "create_study_artifacts", lambda key, summary, told: project.pages.append((key, told)))
 
     def write_whole(path: Path, data: bytes, original=preset.write_whole) -> None:
         project.tick()

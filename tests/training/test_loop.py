@@ -103,8 +103,8 @@ def test_a_killed_run_resumes_to_the_same_bits(tmp_path, dies_at):
     resumed = trainer(tmp_path / "killed")
     assert resumed.progress.step == dies_at // RUNTIME.checkpoint_every_steps * RUNTIME.checkpoint_every_steps
     resumed.run()
-    for name, tensor in whole.exported("network").state_dict().items():
-        assert torch.equal(tensor, resumed.exported("network").state_dict()[name])
+    for name, tensor in whole.load_selected("network").state_dict().items():
+        assert torch.equal(tensor, resumed.load_selected("network").state_dict()[name])
     assert whole.progress == resumed.progress
     assert curves_csv(whole.progress.rows) == curves_csv(resumed.progress.rows)
 
@@ -117,7 +117,7 @@ def test_steps_are_computed_in_the_precision_asked_for_and_validation_is_in_fp32
     run.averages["network"].module.register_forward_hook(lambda module, inputs, output: seen["validate"].add(output.dtype))
     run.run()
     assert seen == {"train": {trained_in}, "validate": {torch.float32}}
-    assert {parameter.dtype for parameter in run.exported("network").parameters()} == {torch.float32}
+    assert {parameter.dtype for parameter in run.load_selected("network").parameters()} == {torch.float32}
 
 
 def test_a_batch_larger_than_the_data_is_refused(tmp_path):
@@ -137,7 +137,7 @@ def test_accumulated_parts_give_the_gradient_of_the_whole_batch(tmp_path):
     for parts in (1, 4):
         run = trainer(tmp_path / str(parts), objective=Regression(dropout=0.0), num_microbatches=parts)
         run.run()
-        results.append(run.exported("network").state_dict())
+        results.append(run.load_selected("network").state_dict())
     for name in results[0]:
         assert torch.allclose(results[0][name], results[1][name], atol=1e-6)
 
@@ -149,8 +149,8 @@ def test_a_run_goes_on_with_another_division_of_its_batches_and_says_so(tmp_path
         trainer(tmp_path / "killed", objective=Regression(dropout=0.0), on_step=die_at(7)).run()
     resumed = trainer(tmp_path / "killed", objective=Regression(dropout=0.0), num_microbatches=4)
     resumed.run()
-    for name, tensor in whole.exported("network").state_dict().items():
-        assert torch.allclose(tensor, resumed.exported("network").state_dict()[name], atol=1e-6)
+    for name, tensor in whole.load_selected("network").state_dict().items():
+        assert torch.allclose(tensor, resumed.load_selected("network").state_dict()[name], atol=1e-6)
     assert whole.progress.batch_division == "1 worker, 1 part"
     assert resumed.progress.batch_division == "1 worker, 1 part; from step 6: 1 worker, 4 parts"
     assert trainer(tmp_path / "killed", num_microbatches=2).run().divisions == resumed.progress.divisions
@@ -167,13 +167,13 @@ def test_a_module_with_a_smaller_rate_moves_less(tmp_path):
     assert moved[0.1] < 0.2 * moved[1.0]
 
 
-def test_training_learns_and_the_average_is_what_is_exported(tmp_path):
+def test_training_learns_and_the_average_is_what_is_kept(tmp_path):
     run = trainer(tmp_path, num_steps=300, objective=Regression(dropout=0.0))
     run.run()
     errors = [row["validation_error"] for row in run.progress.rows if "validation_error" in row]
     assert errors[-1] < 0.05 * errors[0]
     average, raw = run.averages["network"].module, run.objective.modules["network"]
-    assert run.exported("network") is average
+    assert run.load_selected("network") is average
     assert not torch.equal(average[0].weight, raw[0].weight)
 
 
@@ -181,7 +181,7 @@ def test_a_step_that_is_not_finite_is_skipped_and_counted(tmp_path):
     run = trainer(tmp_path, objective=Regression(poison={5, 6}))
     progress = run.run()
     assert progress.num_skipped_steps == 2
-    assert all(torch.isfinite(p).all() for p in run.exported("network").parameters())
+    assert all(torch.isfinite(p).all() for p in run.load_selected("network").parameters())
 
 
 def test_training_stops_after_five_in_a_row_and_names_step_and_term(tmp_path):
@@ -189,7 +189,7 @@ def test_training_stops_after_five_in_a_row_and_names_step_and_term(tmp_path):
         trainer(tmp_path, objective=Regression(poison=range(3, 12))).run()
 
 
-def test_the_best_validated_step_is_exported(tmp_path):
+def test_the_best_validated_step_is_kept(tmp_path):
     class Overfits(Regression):
         selection = "validation_error"
 
@@ -203,7 +203,7 @@ def test_the_best_validated_step_is_exported(tmp_path):
     run = trainer(tmp_path, objective=objective)
     progress = run.run()
     assert (progress.best_step, progress.best_value) == (4, 1.0)
-    assert torch.equal(run.exported("network").state_dict()["0.weight"], objective.seen[1]["0.weight"])
+    assert torch.equal(run.load_selected("network").state_dict()["0.weight"], objective.seen[1]["0.weight"])
 
 
 class UnreadablePoints(Points):
@@ -258,8 +258,8 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_gives_the_same_bits
     assert resumed.progress.step == 6
     resumed.run()
     assert whole.progress == resumed.progress
-    for name, tensor in whole.exported("network").state_dict().items():
-        assert torch.equal(tensor, resumed.exported("network").state_dict()[name])
+    for name, tensor in whole.load_selected("network").state_dict().items():
+        assert torch.equal(tensor, resumed.load_selected("network").state_dict()[name])
 
 
 def test_without_a_whole_checkpoint_training_starts_over_and_says_so(tmp_path, capsys):
@@ -306,8 +306,8 @@ def test_a_damaged_checkpoint_and_a_kill_before_the_next_is_in_place_give_the_sa
     assert resumed.progress.step == 6
     resumed.run()
     assert whole.progress == resumed.progress
-    for name, tensor in whole.exported("network").state_dict().items():
-        assert torch.equal(tensor, resumed.exported("network").state_dict()[name])
+    for name, tensor in whole.load_selected("network").state_dict().items():
+        assert torch.equal(tensor, resumed.load_selected("network").state_dict()[name])
 
 
 def test_a_checkpoint_never_runs_code(tmp_path):

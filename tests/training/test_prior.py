@@ -66,7 +66,7 @@ def test_two_ray_workers_learn_what_one_process_learns(tmp_path, inputs):
         division = {"prior__training__num_ray_workers": num_workers, "prior__training__num_microbatches": num_parts}
         params = settings(prior__dropout=0.3, **division)
         results[num_workers] = train(PriorObjective, params, inputs, params.prior.training, 10, tmp_path / str(num_workers), "test")
-    alone, shared = (results[n].exported("prior").state_dict() for n in (0, 2))
+    alone, shared = (results[n].load_selected("prior").state_dict() for n in (0, 2))
     assert all(torch.allclose(alone[name], shared[name], atol=2e-4) for name in alone)
     assert results[0].progress.best_value == pytest.approx(results[2].progress.best_value, rel=1e-3)
     assert [results[n].progress.batch_division for n in (0, 2)] == ["1 worker, 2 parts", "2 workers, 1 part each"]
@@ -121,7 +121,7 @@ def test_a_stopped_dit_resumes_to_the_same_bits(tmp_path):
         run(Stopped, "stopped")
     resumed = run(PriorObjective, "stopped")
     assert resumed.progress == whole.progress
-    states = [trainer.exported("prior").state_dict() for trainer in (whole, resumed)]
+    states = [trainer.load_selected("prior").state_dict() for trainer in (whole, resumed)]
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
     mean, std = whole.objective.examples.latents.statistics
     assert torch.equal(states[0]["latent_mean"], mean.float()) and torch.equal(states[0]["latent_std"], std.float())
