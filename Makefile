@@ -36,7 +36,7 @@ serve: setup ## start a Prefect server, the deployments and a worker, until Ctrl
 	@exec python -m flows.serve
 
 TEST := python -m pytest --numprocesses auto --dist loadscope --no-loadscope-reorder
-test: setup ## run the fast tests, which cover everything once, side by side on all cores (7 to 8 minutes on two)
+test: setup ## run the fast tests, which cover everything once, side by side on all cores (8 to 9 minutes on two)
 	$(TEST) -m 'not slow'
 
 test-all: setup ## run all tests (about 13 minutes on two cores)

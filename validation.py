@@ -41,7 +41,7 @@ def explain(error: ValidationError, tree: dict, model: type[BaseModel]) -> str:
     elif first["type"] in ("missing", "union_tag_not_found"):
         last = first["loc"][-1] if first["type"] == "missing" else first["ctx"]["discriminator"].strip("'")
         path = [*_existing_path(tree, first["loc"][: -1 if first["type"] == "missing" else None]), last]
-        message = "missing parameter; presets/ and git history hold its default"
+        message = "missing parameter; files in presets/ show values for it"
     elif first["type"] == "union_tag_invalid":
         key = first["ctx"]["discriminator"].strip("'")
         path = [*path, key]

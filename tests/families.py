@@ -5,6 +5,7 @@ from pathlib import Path
 
 import yaml
 
+import kinds
 from params import Params
 from tests.clone import PROJECT, RECIPE, SMALL, merged
 
@@ -31,9 +32,8 @@ SAMPLERS = {
 }
 # prior -> the bottlenecks whose latents it models, and its samplers
 PAIRS = {
-    "transformer": (("vq", "fsq"), ("autoregressive",)),
-    "maskgit": (("vq", "fsq"), ("maskgit",)),
-    "dit": (("kl",), ("euler", "heun", "stochastic")),
+    prior: ([name for name, bottleneck in kinds.BOTTLENECKS.items() if bottleneck.LATENTS == section.LATENTS], section.SAMPLERS)
+    for prior, section in kinds.PRIORS.items()
 }
 
 
