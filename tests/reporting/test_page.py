@@ -13,8 +13,9 @@ import reporting.page
 from errors import PipelineError
 from evaluation.factors import FACTOR_TV
 from reporting import plots
-from reporting.page import describe_arm, flatten_parameters, format_bytes, format_count, render
+from reporting.page import describe_arm, flatten_parameters, format_bytes, render
 from reporting.summary import format_duration
+from reporting.tables import format_count
 from tests.reporting.experiment import ARMS, AS_IN_THE_PAPER, CONTROL, PROTOCOL, conclusion, edit_json, write_experiment, write_manifest
 from tests.spoiling import survives
 
