@@ -22,7 +22,7 @@ from flows.cost import Point, describe_cost, list_points, read_records
 from flows.graph import Node, Settings, load_graph
 from reporting.statistics import LAST_LOOK, next_look
 from reporting.verdict import FINAL
-from tests.clone import GIT, PROJECT
+from tests.clone import GIT, NUM_STAGES, PER_ARM, PROJECT
 from tests.flows.server import until
 from tests.flows.toy import STUDY_YAML, Toy
 
@@ -286,7 +286,7 @@ def test_durations_are_rounded_up(seconds, text):
 def test_points_are_those_of_the_graph_and_a_resumed_ones_durations_are_none(tmp_path):
     points = list_points(load_graph(), list(ARMS), 3)
     names = [point.name for point in points]
-    assert len(set(names)) == len(names) == 2 + 7 * 2 * 3
+    assert len(set(names)) == len(names) == NUM_STAGES - 1 + len(PER_ARM) * (2 * 3 - 2)  # the report is none
     assert {"shards", "reference", "stage1@baseline-0", "evaluate@dae-2"} <= set(names) and "report" not in names
     assert Point("prior", "dae", 2).record == "durations/prior/dae-2.json" and Point("shards").record == "durations/shards.json"
     for seed, resumed in enumerate((False, True)):
