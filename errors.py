@@ -25,7 +25,7 @@ class PipelineError(Exception):
 
 def explain_os_error(error: OSError) -> str:
     """One line of an error that has an errno: the path, what is wrong, what to do."""
-    # Of two paths the second is the one written to, and it is there that room is lacking.
+    # Where an error names two paths, the second is the one written to: a full disk is that one's.
     path = (error.filename2 if error.errno in FULL else None) or error.filename
     path = path.decode(errors="replace") if isinstance(path, bytes) else path
     what = " ".join(str(error.strerror or error).split())

@@ -161,7 +161,7 @@ class SampleSection(Section):
 
     @model_validator(mode="after")
     def _no_image_is_drawn_for_nothing(self):
-        # Batches are whole, so that an image's bytes depend on its index and the batch's size alone, and a shard is drawn by itself.
+        # With whole batches an image depends on its index and the batch size alone, and each shard can be drawn by itself.
         if self.batch_size > self.num_images:
             raise ValueError(f"batch_size {self.batch_size} is larger than num_images {self.num_images}: lower batch_size")
         if self.images_per_shard < self.num_images and self.images_per_shard % self.batch_size:

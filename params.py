@@ -121,7 +121,7 @@ class Params(Section):
                 )
         key, own = f"arms.{name}.stage1.bottleneck", arm.stage1.bottleneck or {}
         if "kind" in own:
-            raise ValueError(f"{key}.kind: every arm has the kind of bottleneck, {bottleneck}; take it out")
+            raise ValueError(f"{key}.kind: all arms have bottleneck.kind {bottleneck}; remove this key")
         whole = self.bottleneck.model_dump() | own
         try:
             type(self.bottleneck).model_validate(whole)
@@ -155,7 +155,7 @@ def load_params(path: Path, text: str | None = None) -> Params:
 
 
 def validate(path: Path, tree: dict) -> Params:
-    """The parameters that a mapping of sections is, which a file holds or stands for.
+    """Check a tree of sections, read from ``path`` or composed from it, and return it as parameters.
 
     Raises:
         PipelineError: naming the file, the dotted key, the value found and what is allowed.
@@ -168,7 +168,7 @@ def validate(path: Path, tree: dict) -> Params:
 
 
 def check(path: Path, text: str | None = None) -> Params:
-    """``load_params``, and whether the source is one that DVC can take: what is to be known before DVC is called.
+    """``load_params``, and a check that DVC can take the source: everything that must hold before DVC is called.
 
     Raises:
         PipelineError: as ``load_params``, or for the source.
@@ -182,7 +182,7 @@ def check(path: Path, text: str | None = None) -> Params:
 
 
 def _require_pair(path: Path, tree: dict) -> None:
-    """Kinds that do not go together come before what one of them lacks: all its keys would be wrong."""
+    """Refuse a bottleneck and a prior that do not go together first: otherwise the error names keys of the wrong kind."""
     kinds = [section.get("kind") if isinstance(section := tree.get(name), dict) else None for name in ("bottleneck", "prior")]
     if kinds[0] in BOTTLENECKS and kinds[1] in PRIORS:
         try:
@@ -229,7 +229,7 @@ def select_sections(params: Params, sections: tuple[str, ...], arm: str | None) 
 
 
 def _require_no_overlay(path: Path) -> None:
-    """Say where a preset of differing lines is checked: flows/overlay.py makes a whole file of it, and no stage is to depend on that."""
+    """Refuse a preset of differing lines. Only flows/overlay.py, which no stage may depend on, can make a whole file of it to check."""
     if path.resolve().parent.name == "presets" and Params.model_fields.keys() - parse_mapping(path, read_text(path)).keys():
         raise PipelineError(f"{path}: holds only what differs from presets/default.yaml; check and take it: make preset NAME={path.stem}")
 

@@ -1,6 +1,6 @@
-"""Finished outputs into place: all of them or none when it fails, and the rest of them by the same call after a kill.
+"""Put finished outputs into place: all of them, or none if that fails. After a kill, the same call finishes what is left.
 
-What is staged is linked (copied where it cannot be), never moved: until its caller deletes it, publishing can be repeated.
+Staged files are linked (copied where linking fails), never moved, so that publishing can be repeated until its caller deletes them.
 """
 
 import contextlib
@@ -13,7 +13,7 @@ from pathlib import Path
 def publish(outputs: dict[Path, Path]) -> None:
     """Put finished files and folders (staged -> target) into place, and leave what is staged as it is.
 
-    First all of them come onto the targets' disk, so that a full one changes nothing; then they change places with what was there.
+    First everything is linked or copied beside its target, so that a full disk changes nothing. Then each takes its target's place.
 
     Raises:
         OSError: naming the path; every target is then what it was.

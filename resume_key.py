@@ -1,4 +1,4 @@
-"""What the result of a stage depends on: unfinished work is resumed under the same of it, and never under another.
+"""A hash of everything that a stage's result depends on: unfinished work is resumed under the same hash only.
 
 A run of days should survive what changes no result: how often it validates, how its batches are divided, comments, the words of messages,
 the files that plumbing.py lists.
@@ -22,7 +22,7 @@ from storage.files import sha256_file
 from storage.seals import SEAL
 
 PROJECT = Path(__file__).parent
-FORMAT = "dae-scratch-1"  # of what scratch.py, publishing.py and stage.py keep: another starts over
+FORMAT = "dae-scratch-1"  # layout of what scratch.py, publishing.py and stage.py keep; with a new one unfinished work starts over
 
 
 def resume_key(view: SimpleNamespace, inputs: dict[str, Path], files: tuple[str, ...]) -> str:
@@ -53,7 +53,7 @@ def loaded_code() -> dict[str, str]:
 
 @cache
 def _hash_of_meaning(source: str) -> str:
-    """Of Python code without what no result depends on: layout, comments, docstrings, and the words of what is raised or printed."""
+    """Hash Python code without what changes no result: layout, comments, docstrings, and the words of what is raised or printed."""
     return hashlib.sha256(ast.dump(_WithoutWords().visit(ast.parse(source))).encode()).hexdigest()
 
 

@@ -29,7 +29,7 @@ class Dataset(Section):
     source: Annotated[str, Field(min_length=1)]
     split: Literal["random", "folders"]
     num_validation_images: PositiveInt
-    image_size: Annotated[int, Field(ge=7, le=MAX_IMAGE_SIZE)]  # of fewer pixels evaluation/pyramid.py makes no patch
+    image_size: Annotated[int, Field(ge=7, le=MAX_IMAGE_SIZE)]  # evaluation/pyramid.py cuts patches of 7 pixels
     resize_filter: Literal["box", "bilinear", "hamming", "bicubic", "lanczos"]
     crop: Literal["center", "none"]
     image_format: Literal["png", "webp", "jpeg"]
@@ -74,7 +74,7 @@ class ReconstructionLoss(Section):
 class Optimization(Section):
     """How one network is trained; the loop in training/loop.py reads nothing else."""
 
-    # Unfinished training goes on when these change: it is validated at other steps, or its batches are divided otherwise, as metrics say.
+    # Unfinished training resumes after a change of these: they set when it validates and how batches are divided (metrics record that).
     CHANGING_NO_RESULT: ClassVar[frozenset[str]] = frozenset({"validate_every_steps", "num_ray_workers", "num_microbatches"})
 
     batch_size: PositiveInt
@@ -125,7 +125,7 @@ class ArmStage1(Section):
     channels_multiplier: Annotated[float, Field(gt=0, le=1)]
     dropout: Probability
     latent_noise: LatentNoise
-    bottleneck: dict[str, int | float | list[int]] | None  # params.py holds it to the section of that name
+    bottleneck: dict[str, int | float | list[int]] | None  # params.py checks it against the section bottleneck
 
 
 class ArmStage2(Section):
@@ -178,7 +178,7 @@ class Evaluation(Section):
 
 
 class Gates(Section):
-    """When the question can be answered at all; reporting/gates.py says what each is of."""
+    """Thresholds of the gates; reporting/gates.py says what each is compared with."""
 
     max_unconverged: Fraction
     max_decoupling_tax: PositiveFloat

@@ -1,4 +1,4 @@
-"""dataset.source, looked at before DVC does: what DVC cannot take it says in words of its own, if at all."""
+"""A check of dataset.source before DVC sees it: of a source that it cannot take, DVC says so in its own words or not at all."""
 
 from __future__ import annotations
 

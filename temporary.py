@@ -1,6 +1,6 @@
-"""A folder of its own for what a process and its children put among the system's temporary files: sockets, logs and caches of libraries.
+"""A private temporary folder for a process and its children: sockets, logs and caches of libraries.
 
-It goes with the process; the folder of one that was killed goes with the next process that asks for one.
+It is deleted when the process ends. The folder of a killed process is deleted by the next process that asks for one.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ PREFIX = "dae-"
 MARKER = ".made-by-a-stage"  # nothing is deleted that does not hold one
 MAX_BASE_LENGTH = 24  # Ray's sockets lie 83 characters deeper, and a socket's path has 107 at most
 VARIABLE = "TMPDIR"
-AFTER_MULTIPROCESSING = -200  # the highest goes first, and its own folder has -100
+AFTER_MULTIPROCESSING = -200  # finalizers run in order of falling priority; that of multiprocessing's own folder has -100
 
 
 @contextmanager

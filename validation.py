@@ -41,7 +41,7 @@ def explain(error: ValidationError, tree: dict, model: type[BaseModel]) -> str:
     elif first["type"] in ("missing", "union_tag_not_found"):
         last = first["loc"][-1] if first["type"] == "missing" else first["ctx"]["discriminator"].strip("'")
         path = [*_existing_path(tree, first["loc"][: -1 if first["type"] == "missing" else None]), last]
-        message = "missing parameter; files in presets/ show values for it"
+        message = "missing parameter; see presets/default.yaml, or a preset with the same kind, for a value"
     elif first["type"] == "union_tag_invalid":
         key = first["ctx"]["discriminator"].strip("'")
         path = [*path, key]

@@ -21,7 +21,7 @@ def read_text(path: Path) -> str:
     try:
         return path.read_bytes().decode("utf-8")
     except FileNotFoundError:
-        raise PipelineError(f"{path}: no such file; run from the project's folder, or copy a preset there") from None
+        raise PipelineError(f"{path}: no such file; run from the project's folder, or make one: make preset NAME=default") from None
     except (OSError, UnicodeDecodeError) as error:
         raise PipelineError(f"{path}: not a readable text file ({type(error).__name__}); name a YAML file of parameters") from None
 
@@ -49,7 +49,7 @@ def parse_mapping(path: Path, text: str) -> dict:
 
 
 def require_one_reading(path: Path, text: str, tree: dict) -> None:
-    """Refuse what DVC would read differently: it would record, and rerun for, another value than the one that is used.
+    """Refuse values that DVC reads differently: it would record, and compare, another value than the stages use.
 
     Args:
         tree: what ``parse_mapping`` made of the text.

@@ -1,5 +1,5 @@
-"""Claims: doing nothing takes ``dvc repro`` at most twice as long as ``dvc status``, and a flow on a running server at most 12
-times; a run triggered there starts its first stage within 20 times of it. Most of both is Prefect and DVC being imported.
+"""Claims, each in multiples of the time of ``dvc status``: with nothing to do ``dvc repro`` takes at most 2, and a flow on a running
+server at most 12; a run triggered on that server starts its first stage within 20. Most of the last two is importing Prefect and DVC.
 """
 
 import os

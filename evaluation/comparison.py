@@ -1,4 +1,4 @@
-"""A set of images held against the real ones by everything there is: a further metric of images is computed and described here.
+"""All metrics between a set of images and the real ones: a new metric of images is computed and described here.
 
 All images are compared as the bytes an image file would hold.
 """
@@ -35,7 +35,7 @@ class ImageSet:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Everything that sets of images are held against."""
+    """What sets of images are measured with: the real images' features and projections, and the networks."""
 
     reference: Reference
     projections: list[Tensor]  # of the real images' patches
@@ -59,5 +59,5 @@ class Comparison:
 
     @property
     def metrics(self) -> tuple[Metric, ...]:
-        """How all of these are called and read."""
+        """The descriptions of all of these, for the legend."""
         return *fidelity_metrics(self.extractor.name), SWD, FACTOR_TV, PSNR

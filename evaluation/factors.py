@@ -1,8 +1,8 @@
-"""The law of the factors: images that are drawn from parts by chance are held to the chances of those parts.
+"""The law of the factors: images drawn from random parts are judged by how often each part occurs in them.
 
-A small network reads the factors (hair colour, glasses, ...) off an image. Over many images it counts the classes of each factor
-and of each pair of factors, and compares with what it would read in endlessly many images that follow the law. That is not the
-law itself: the network's own mistakes, measured on validation images, belong on both sides. Nothing here is part of a training loss.
+A small network reads the factors (hair colour, glasses, ...) of each image. How often it reads each class, and each pair of classes, is
+compared with how often it would in images drawn by the known probabilities, the law. The network makes mistakes; those it makes on
+validation images are applied to the law too, so that they cancel. Nothing here is part of a training loss.
 """
 
 from __future__ import annotations
@@ -80,9 +80,9 @@ class FactorJudge(nn.Module):
         return torch.stack([of_factor.argmax(1) for of_factor in logits.values()], 1).cpu()
 
     def total_variation(self, read: Tensor) -> float:
-        """Of what was read in images (N, F) to what is expected: mean over the kept factors and over their pairs, all with equal weight.
+        """Between what was read in images (N, F) and what is expected: mean over kept factors and their pairs, with equal weight.
 
-        0 is the law, 1 shares nothing with it. For N real images it is above 0, the more so the smaller N is.
+        0: the images follow the law; 1: they share nothing with it. N real images score above 0 by chance, more so for small N.
         """
         hits = torch.cat([F.one_hot(read[:, place], number) for place, number in enumerate(self.num_classes.values())], 1).double()
         apart = (hits.T @ hits / len(hits) - self.expected.cpu()).abs()  # (C, C)
@@ -94,8 +94,8 @@ class FactorJudge(nn.Module):
 
         Args:
             read: factors that this network reads in validation images (M, F).
-            true: those that they have.
-            law: those of as many images as it takes to know the law (L, F), of which no pictures are needed.
+            true: the true factors of these images.
+            law: factors of many images (L, F) drawn by the law, to estimate it; the pictures are not needed.
 
         Returns:
             the accuracy of each factor.
@@ -159,7 +159,7 @@ def save_judge(folder: Path, judge: FactorJudge) -> None:
 
 
 def judge_sha256(folder: Path) -> str | None:
-    """What two values of the judge must share beside its law; None where a reference has no judge."""
+    """Hash of the network's weights: values of two networks cannot be compared. None where a reference has no judge."""
     return sha256_file(folder / WEIGHTS) if (folder / WEIGHTS).exists() else None
 
 
@@ -207,9 +207,9 @@ def _fit(judge: FactorJudge, images: Tensor, factors: Tensor) -> None:
 
 
 def _expected(law: Tensor, true: Tensor, read: Tensor, num_cells: int) -> Tensor:
-    """Shares of the cells (K,) that are read in images that follow the law, by what was read in the validation images of each true cell.
+    """Shares of the cells (K,) that the network reads in images that follow the law: the law times its confusion on validation images.
 
-    A cell that no validation image is in counts as read without mistake.
+    A cell that no validation image is in counts as read without mistakes.
     """
     confusion = torch.bincount(true * num_cells + read, minlength=num_cells**2).reshape(num_cells, num_cells).double()
     missing = confusion.sum(1) == 0

@@ -36,7 +36,7 @@ def num_patches_per_image(num_images: int) -> int:
 class PyramidPatches:
     """Patches of a set of ``num_images`` images, cut out batch by batch.
 
-    Places are random, others for every image of a set, and the same for the same image of every set.
+    Places are random and differ from image to image. The i-th image has the same places in every set of as many images.
     """
 
     def __init__(self, num_images: int):

@@ -28,18 +28,18 @@ def require_layout(encoder: AutoencoderConfig, decoder: AutoencoderConfig, bottl
     groups = [group_norm(width).num_groups for width in widths]
     obstacle = None
     if kind not in CLASSES:
-        obstacle = f"bottleneck.kind is {kind}; it has classes for {' and '.join(CLASSES)} only"
+        obstacle = f"bottleneck.kind is {kind}; diffusers has classes for {' and '.join(CLASSES)} only"
     elif encoder.patch_size != 1:
-        obstacle = f"autoencoder.patch_size is {encoder.patch_size}; its convolutions start at full resolution, patch_size 1"
+        obstacle = f"autoencoder.patch_size is {encoder.patch_size}; diffusers has no pixel-unshuffle stem, so it must be 1"
     elif multipliers[0] != 1:
-        obstacle = f"autoencoder.channel_multipliers is {multipliers}; its first level is as wide as its stem, so the first must be 1"
+        obstacle = f"autoencoder.channel_multipliers is {multipliers}; diffusers' first level is as wide as its stem: start with 1"
     elif len(set(groups)) > 1:
         obstacle = (
             f"autoencoder.channels {encoder.channels} and channel_multipliers {multipliers} make {groups} normalisation groups, "
-            "level by level; it has one number for all (levels of 128 channels, 256, 384, ... all have 32)"
+            "level by level; diffusers has one number for all (levels of 128 channels, 256, 384, ... all have 32)"
         )
     elif decoder.decoder_channels != encoder.channels:
-        obstacle = f"the decoder has {decoder.decoder_channels} channels and the encoder {encoder.channels}; it has one number for both"
+        obstacle = f"the decoder has {decoder.decoder_channels} channels and the encoder {encoder.channels}; diffusers has one for both"
     if obstacle:
         raise PipelineError(f"diffusers cannot hold this autoencoder: {obstacle}")
 

@@ -95,8 +95,8 @@ class Generator:
 
         Args:
             labels: one per image, as a number or a name of ``classes``; by default as frequent as in the training data.
-            batch_size: so many are always computed at once, also where fewer are asked for: small saves time for a few images. With
-                another size an image is the same up to rounding, with the sample stage's to the bit its own.
+            batch_size: images computed at once. Batches are always whole, so a small size saves time when few images are wanted. With
+                the sample stage's batch size an image is bit-identical to that stage's, with another equal up to rounding.
             settings: replace entries of ``settings``, such as ``guidance_scale=2.0``.
 
         Returns:

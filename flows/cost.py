@@ -1,4 +1,4 @@
-"""What a study still costs at most, by the durations that finished stages have left."""
+"""An upper estimate of the time that the rest of a study takes, from the durations of finished stages."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def list_points(graph: dict[str, Node], arms: list[str], num_seeds: int) -> list
 
 
 def read_records(root: Path, points: Collection[Point]) -> dict[Point, float]:
-    """Seconds that finished points took; not of a point that was resumed, whose durations are of its last part only."""
+    """Seconds that finished points took. Resumed points are left out, as their durations cover the last part only."""
     trees = {point: json.loads((root / point.record).read_text()) for point in points}
     return {point: tree["wall_seconds"] for point, tree in trees.items() if not tree["resumed"]}
 
@@ -75,7 +75,7 @@ class Remaining:
 def describe_cost(points: list[Point], finished: set[str], records: dict[Point, float], num_places: int) -> str:
     """Say how long the points that are not finished take at most.
 
-    A point takes as long as its stage took for its arm on average or, where nothing is on record of that, for the others.
+    A point is assumed to take the mean of its stage's durations for the same arm or, where there are none, for all arms.
 
     Args:
         records: what ``read_records`` returned.

@@ -29,7 +29,7 @@ class Settings(BaseModel):
     """What ``meta`` of a stage in dvc.yaml may say to a flow.
 
     Attributes:
-        slot: what it occupies while it runs, of which a run has only so many; None: it runs whenever it can.
+        slot: the slot in which it occupies a place while it runs; a run has a fixed number of them. None: it waits for no place.
         retries, retry_delay_seconds: how often it is tried again, and after how long. It resumes from its checkpoint.
     """
 
@@ -89,7 +89,7 @@ def _node(stage, upstream) -> Node:
 
 
 def select(graph: dict[str, Node], stages: list[str], downstream: bool) -> tuple[set[str], set[str]]:
-    """Which stages are asked for by name or group, and which a run has to look at for them.
+    """The stages that are asked for by name or group, and these with all that they need.
 
     Args:
         stages: names such as ``prior@dae-0`` or groups such as ``prior``; none: all.

@@ -94,7 +94,7 @@ def _is_merged(default: Any, preset: Any, path: tuple[str, ...]) -> bool:
 
 
 def _require_whole_arms(default: Path, preset: Path, ours: dict, theirs: dict) -> None:
-    """An arm that lacks something is rather a name written wrong than a new arm."""
+    """Refuse an unknown arm that lacks values: it is more likely a misspelt name than a new arm."""
     known, arms = ours["arms"], theirs.get("arms")
     for name, arm in arms.items() if isinstance(arms, dict) else ():
         if name not in known and not any(leaves_nothing_out(one, arm, (*ARMS, name)) for one in known.values()):

@@ -1,4 +1,4 @@
-"""params.yaml as commands write it: what a preset stands for in its place, or other seeds in it.
+"""The two ways in which commands write params.yaml: make a preset the parameters, or set other seeds.
 
 ``python -m flows.preset NAME``, run by ``make preset`` and ``make run PRESET=NAME``, makes a preset the parameters.
 """
@@ -102,11 +102,11 @@ def _find(root: Path, name: str) -> Path:
 
 
 def _kept(root: Path) -> Iterator[str]:
-    """The texts that params.yaml can be made to be again."""
+    """The texts of params.yaml that can be had again: git's, every preset's own, and what each preset stands for."""
     yield committed(root, PARAMS)
     for path in sorted((root / PRESETS).glob("*.yaml")):
         yield path.read_text(errors="replace")
-        with suppress(PipelineError):  # what has a mistake is held as it is, and stands for nothing
+        with suppress(PipelineError):  # a preset with a mistake stands for nothing; its own text still counts
             yield compose(root / DEFAULT, path)
 
 

@@ -62,7 +62,7 @@ class Processes:
 
     @contextmanager
     def slot(self, name: str | None):
-        """Occupy a place in a slot, when there is one. Yields what the environment of commands in that place has besides.
+        """Wait for a free place in a slot and hold it. Yields the additional environment variables of that place.
 
         Raises:
             Stopped: when the run is stopped first.

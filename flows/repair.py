@@ -23,7 +23,7 @@ from flows.files import committed, write_whole
 LOCK = "dvc.lock"
 LAST_WHOLE_LOCK = ".dvc/tmp/dvc.lock.whole"
 RWLOCK = ".dvc/tmp/rwlock"
-END = "  ."  # after a lock file that is whole
+END = "  ."  # appended to a whole lock file, so that its last entry too is followed by something
 HEADER = "schema: '2.0'\nstages:\n"
 ENTRY = re.compile(r"^  ([^ \n].*):\n((?:   .*\n)*)", re.MULTILINE)
 NEXT_ENTRY = re.compile(r"  [^ \n]")
@@ -94,9 +94,10 @@ def _repair_lock(root: Path) -> str | None:
 
 
 def _lost(root: Path, text: str, earlier: dict[str, str]) -> set[str]:
-    """Stages of dvc.yaml that an earlier lock file had and a whole one has not: it was cut off at the end of an entry.
+    """Stages of dvc.yaml that an earlier lock file has and this whole one lacks.
 
-    Or another commit was checked out, in which they had not run. To take them back does no harm: DVC holds each against its files.
+    Either it was cut off exactly at the end of an entry, or another commit was checked out, in which they had not run. Taking them back
+    is harmless: DVC compares each with its files.
     """
     missing = earlier.keys() - whole_entries(text + END)
     if not missing:

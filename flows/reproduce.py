@@ -208,7 +208,7 @@ def _conclusion(states: dict[str, State]) -> State:
 
 @contextmanager
 def only_run(log, name: str = LOCK):
-    """Wait until no other run is at work in this project, or none that has a lock of this name."""
+    """Hold the project's lock of this name for the length of a block; wait while another run holds it."""
     path = flows.ROOT / name
     path.parent.mkdir(exist_ok=True)
     with path.open("a+") as lock:

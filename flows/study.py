@@ -102,7 +102,7 @@ def _prepare(preset: str | None, max_seeds: int, slots: dict[str, int], log) -> 
         take_preset(root, preset)
     params = check(root / PARAMS)
     if find_control({name: params.arms[name].model_dump() for name in params.experiment.arms}) is None:
-        _say(log, "warning: experiment.arms has no control, such as refit: two gates will not be measured, and one seed will be all.")
+        _say(log, "warning: experiment.arms has no control, such as refit: two gates cannot be measured, so one seed ends the study.")
     for line in repair(root):
         log.warning("mended: %s", line)
     graph = load_graph()

@@ -1,4 +1,4 @@
-"""Which arm is what, known by its settings in params.yaml, as names are the user's: candidates, the gates' control, controls of a cause."""
+"""The role of each arm, known by its settings, as names are the user's: candidate, control of the gates, control of a single cause."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ STEPS = ("num_steps", "num_adversarial_steps")
 
 
 def departure(arm: dict) -> tuple[float, float, float, float]:
-    """How far an arm departs from the full, undisturbed decoder: what to order arms by, the weakest departure first.
+    """How far an arm departs from the full, undisturbed decoder. Arms are sorted by it, the smallest departure first.
 
     Arms are ordered by the width that the auxiliary decoder lacks; among equals by its dropout; then by the strength of noise in stage 1,
-    then in stage 2. So any noise departs less than any dropout, and any dropout less than any narrowing. Zero throughout: none.
+    then in stage 2. So any noise departs less than any dropout, and any dropout less than any narrowing. All zeros: no departure.
     """
     stage1, stage2 = arm["stage1"], arm["stage2"]
     strengths = [stage["latent_noise"]["strength"] if stage["latent_noise"] else 0.0 for stage in (stage1, stage2)]
@@ -50,7 +50,7 @@ def find_control(arms: dict[str, dict]) -> str | None:
 
 
 def find_causes(arms: dict[str, dict]) -> list[tuple[str, str, str]]:
-    """Pairs of arms, beside those with the first arm, whose difference has one cause.
+    """Pairs of arms that differ in one thing only; the first arm is in none of them.
 
     Returns:
         arm, its control, and the cause that their difference shows: "the weakness alone" (of stage 1), "the noise alone" (of stage 2),

@@ -1,8 +1,8 @@
-"""When the question can be answered at all: four conditions on the baseline and a control, and what to raise where one fails.
+"""Whether the question can be answered at all: four conditions on the baseline and a control, and what to raise where one fails.
 
-An autoencoder that is still learning, a decoder that decoupling has halved the training of, samples that the autoencoder or nobody has
-learnt to make: each hides what a simpler latent is worth. A gate that fails or was not measured says so; it never says that decoupling
-does not pay.
+A simpler latent cannot show its worth while the autoencoder is still learning, while freezing by itself costs too much, while the
+autoencoder loses more than the prior does, or while samples are hardly images. A gate that fails or was not measured says so; it never
+says that decoupling does not pay.
 """
 
 from __future__ import annotations
@@ -67,14 +67,14 @@ def _of_control(summary: dict, means: dict[str, dict], control: str | None, thre
     return [
         _gate(
             "converged",
-            f"reconstructions of {name} after stage 1 and of {baseline}: difference, as a share of that of samples above the floor",
+            f"distance of {name}'s reconstructions after stage 1 less that of {baseline}'s, divided by its samples'; each above the floor",
             None if control is None or floor is None else _unconverged(halfway, joint, samples, floor),
             ("at most", thresholds.max_unconverged),
             ("the autoencoder is still learning", "raise num_steps of every arm, in both stages alike", missing),
         ),
         _gate(
             "decoupling is cheap",
-            f"reconstructions of {name} after stage 2: distance, over that of {baseline}'s, each at least the floor",
+            f"distance of {name}'s reconstructions after stage 2, divided by that of {baseline}'s; each taken as the floor at least",
             max(decoupled, floor or 0) / max(joint, floor or 0) if control else None,
             ("at most", thresholds.max_decoupling_tax),
             ("even the full decoder loses too much by freezing the encoder", "raise num_steps of every arm", missing),
@@ -89,7 +89,7 @@ def _of_baseline(summary: dict, means: dict[str, dict], thresholds: Gates) -> li
     return [
         _gate(
             "the prior is the bottleneck",
-            f"samples of {baseline}: what they add to its reconstructions' distance, as a share of theirs above the floor",
+            f"distance of {baseline}'s samples less that of its reconstructions, divided by the samples'; each above the floor",
             None if floor is None else _prior_share(joint, samples, floor),
             ("at least", thresholds.min_prior_share),
             (
@@ -100,7 +100,7 @@ def _of_baseline(summary: dict, means: dict[str, dict], thresholds: Gates) -> li
         ),
         _gate(
             "samples are images",
-            f"samples of {baseline}: precision, the share that lies among real images",
+            f"precision of {baseline}'s samples: the share that lies among real images",
             means[baseline].get("samples.precision"),
             ("at least", thresholds.min_precision),
             (
@@ -123,9 +123,9 @@ def _gate(name: str, asks: str, value: float | None, limit: tuple[str, float], w
 
 
 def _unconverged(halfway: float, joint: float, samples: float, floor: float) -> float:
-    """Difference of two reconstructions' distances as a share of the samples'; of each what is above the floor.
+    """Difference of two reconstructions' distances, divided by the samples' distance; all above the floor.
 
-    Not as a share of their own: the better both are, the less they differ, and the larger that share gets.
+    Not divided by the reconstructions' own distance: the better the autoencoder, the closer that is to 0, and the larger the quotient.
     """
     at_stake = _above(samples, floor)
     return abs(_above(halfway, floor) - _above(joint, floor)) / at_stake if at_stake else 0.0
@@ -138,5 +138,5 @@ def _prior_share(reconstruction: float, samples: float, floor: float) -> float:
 
 
 def _above(distance: float, floor: float) -> float:
-    """0 below the floor, the distance of two sets of real images: reconstructions get there, as they are held against their originals."""
+    """Distance above the floor, at least 0. Reconstructions can be below the floor, as their own originals are in the reference."""
     return max(distance - floor, 0.0)

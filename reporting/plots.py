@@ -25,7 +25,7 @@ STEP_COLUMNS = ("step", "num_images")
 SETTLED_FROM = 0.1  # the y-axis fits what comes after this share of a curve, so that the first steps do not flatten the rest
 MAX_PNG_BYTES = 1_000_000  # a larger grid is embedded as WebP
 NUM_ARM_COLORS = 6  # --arm-0 ... --arm-5 in the page's style sheet
-LARGEST = 1e100  # number that is drawn: an axis is wider than its curve
+LARGEST = 1e100  # larger values are not drawn: an axis is wider than its curve, and would overflow
 PANEL_INCHES = (3.4, 2.1)
 # Matplotlib wants colours; the page has names for them. These stand-ins are replaced in the finished SVG.
 INK, GRID = "#010203", "#010204"
@@ -66,7 +66,7 @@ class Curve:
 def read_curve(path: Path, arm: int, seed: int) -> Curve:
     """Read one curves file: ``step,num_images,<metric>,...`` with empty cells where nothing was measured.
 
-    A value that is not finite is left out: one validation that overflows, of many, writes it.
+    Values that are not finite are left out: a single validation that overflowed may have written one.
 
     Raises:
         PipelineError: naming file and line, when it is missing, no CSV, or a cell is not a number.

@@ -15,15 +15,15 @@ from dataclasses import dataclass
 
 from scipy.special import chdtri, stdtr, stdtrit
 
-# Number of seeds at which a study may stop -> p below which it does. Of studies of two equal arms 5.0 % end with a difference up to 8
-# seeds, and 5.4 % up to 32: who goes on that long may look again, but not for the price of the looks before.
+# Interim looks: number of seeds at which a study may stop -> p below which it does. Of studies of two equal arms 5.0 % find a difference by
+# 8 seeds and 5.4 % by 32: the limits at 16 and 32 are strict, so that the later looks add few false alarms.
 LOOKS = {3: 0.005, 5: 0.01, 8: 0.04, 16: 0.004, 32: 0.004}
 FIRST_LOOK, LAST_LOOK = min(LOOKS), max(LOOKS)
 MARGIN = math.log(1.05)  # a smaller difference does not matter
 MAX_LOG = 700.0  # whose exponential is still a number: three odd seeds make any interval
-SCALE_CONFIDENCE = 0.8  # of the upper limit of the deviation of d that more seeds are planned with
+SCALE_CONFIDENCE = 0.8  # further seeds are planned with an upper limit of the deviation of d, of this one-sided confidence
 # From so many seeds on -> what they are good for.
-WORTH = {1: "no verdict", 3: "direction, size plus or minus", 5: "large effects", 8: "a verdict"}
+WORTH = {1: "no verdict", 3: "the direction, and roughly the size", 5: "large effects", 8: "a verdict"}
 
 
 @dataclass(frozen=True)
@@ -130,11 +130,11 @@ def upper_std(paired: Paired) -> float:
 
 
 def num_more_seeds(paired: Paired) -> int:
-    """About how many seeds more would decide: up to the first look whose p the effect, at its present size, would fall below.
+    """Estimate how many more seeds would decide: up to the first look at which the present effect falls below that look's p.
 
-    An effect below 5 % is planned for an interval of that half-width. Below the first look: up to it, as one or two seeds plan nothing.
-    From the last look on: 0, since no more would. A number that leads beyond the last look is until the interval's half-width is that of
-    the effect: by so much the experiment is too small for it.
+    For an effect below 5 %: up to the first look at which the 95 % interval's half-width is 5 %. With fewer seeds than the first look:
+    up to it. From the last look on: 0, as nothing is decided later. If no look is enough: as many as bring the half-width down to the
+    effect. That is beyond the last look, and says how much too small the experiment is.
     """
     if paired.num_seeds < FIRST_LOOK:
         return FIRST_LOOK - paired.num_seeds

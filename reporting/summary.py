@@ -24,7 +24,7 @@ FORMAT = "dae-report-3"
 TRAINING_STAGES = ("stage1", "stage2", "prior")
 # The order in which the stages are shown. Which stages there are is read from the folder of durations.
 STAGE_ORDER = ("shards", "reference", "stage1", "freeze", "encode", "stage2", "prior", "sample", "evaluate")
-# What the paper leads one to expect of an arm with a weak auxiliary decoder, next to the baseline.
+# What the paper expects of a decoupled arm next to the baseline. Every candidate is compared with it, also one with noise in stage 2 only.
 EXPECTATIONS = (("reconstruction_stage1", "worse"), ("reconstruction_stage2", "better"), ("samples", "better"))
 
 

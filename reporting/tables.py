@@ -60,7 +60,7 @@ def _metric_column(summary: dict, name: str) -> dict:
 
 
 def _best_arm(summary: dict, name: str, direction: int) -> str | None:
-    """The arm to mark: the best mean, where the 95 % interval of its difference from every other arm, paired by seed, excludes none."""
+    """The arm to mark: the best mean, if the 95 % intervals of its differences from all other arms, paired by seed, exclude zero."""
     means = {arm: tree["mean"].get(name) for arm, tree in summary["arms"].items()}
     if direction == 0 or len(means) < 2 or None in means.values():
         return None

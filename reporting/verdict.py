@@ -18,7 +18,7 @@ from reporting.statistics import FIRST_LOOK, LAST_LOOK, Paired, as_ratio, decide
 from reporting.summary import EXPECTATIONS, decimals, format_duration, label_of
 from sections import Gates
 
-JUDGES = ("samples.swd_laplacian", "samples.factor_tv")  # beside the distance; smaller is better; each is heard where it was measured
+JUDGES = ("samples.swd_laplacian", "samples.factor_tv")  # metrics beside the distance; smaller is better; each counts where it was measured
 FINAL = ("decouple", "do not", "nothing to decide")  # which more seeds would not change
 FIRST_FRESH_SEED = 100  # of those that confirm an arm: none that chose it
 
@@ -28,7 +28,7 @@ class ArmComparison:
     """Samples of an arm against those of the baseline.
 
     Attributes:
-        is_candidate: whether the arm is decoupled and weak, so that it can be what the answer names.
+        is_candidate: whether the answer may name the arm; see ``reporting.arms.is_candidate``.
         paired: log ratios of the distance.
         decision: "better", "worse", "no difference" (none that matters) or "undecided".
         judges: metric -> its log ratios and its opinion: "agrees", "disagrees" or "no opinion".
@@ -46,13 +46,13 @@ class ArmComparison:
 
     @property
     def is_supported(self) -> bool:
-        """No judge disagrees, and one agrees where there are any; that nothing differs needs no agreement."""
+        """No judge disagrees and, where there are any, one agrees. "No difference" needs no agreement."""
         opinions = {opinion for _, opinion in self.judges.values()}
         return "disagrees" not in opinions and (not opinions or "agrees" in opinions or self.decision == "no difference")
 
     @property
     def is_contradicted(self) -> bool:
-        """A judge says the opposite, and not by its interval alone: at this look it is decided as the distance is."""
+        """A judge disagrees, and its own ratio passes the rule by which the distance is decided at this look."""
         against = {metric: paired for metric, (paired, opinion) in self.judges.items() if opinion == "disagrees"}
         return any(decide({metric: paired})[metric] in ("better", "worse") for metric, paired in against.items())
 
@@ -124,7 +124,7 @@ def _pair(summary: dict, arm: str, key: str, control: str | None = None) -> Pair
 
 
 def _side(paired: Paired, decision: str) -> int:
-    """What a judge is held against: that the arm is better (-1) or not (1). No difference that matters is a reason not to decouple."""
+    """The side that a judge agrees with: -1, the arm is better; 1, it is not. "No difference" is 1: it is a reason not to decouple."""
     return 1 if decision == "no difference" else (paired.mean > 0) - (paired.mean < 0)
 
 
@@ -141,8 +141,8 @@ def _judge(summary: dict, arm: str, side: int) -> dict[str, tuple[Paired, str]]:
 def _answer(comparisons: list[ArmComparison], gates: list[dict], arms: dict, num_seeds: int) -> tuple[str, ArmComparison | None]:
     """The answer, and the comparison that it is told by: the recommended arm's, or the best candidate's.
 
-    A gate that was not measured may be one that fails: it stands in the way of an answer just so. Of the arms that are better, the
-    weakest departure within one standard error of the best is recommended.
+    A gate that was not measured might fail, so it prevents an answer as a failed one does. Of the better arms that the judges support,
+    the one with the smallest departure within one standard error of the best is recommended.
     """
     candidates = [comparison for comparison in comparisons if comparison.is_candidate]
     if not candidates:

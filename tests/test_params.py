@@ -225,7 +225,7 @@ def test_text_that_is_no_finite_number_gets_no_advice_to_write_one(tmp_path, key
         ({"arms.dae.stage2.latent_noise": SWAPPED, **KL}, ("arms.dae.stage2.latent_noise", "swapped needs tokens", "added")),
         ({"arms.dae.stage1.bottleneck": {"num_codse": 8}}, ("dae.stage1.bottleneck, which holds", "num_codse: unknown", "mean num_codes?")),
         ({"arms.dae.stage1.bottleneck": {"num_codes": 1}}, ("dae.stage1.bottleneck, ", ": num_codes: got 1; ", "or equal to 2")),
-        ({"arms.dae.stage1.bottleneck": {"kind": 1}}, ("arms.dae.stage1.bottleneck.kind", "every arm", "vq")),
+        ({"arms.dae.stage1.bottleneck": {"kind": 1}}, ("arms.dae.stage1.bottleneck.kind", "all arms", "vq")),
         ({"arms.dae.stage2.start": "stage1", **HALVED}, ("arms.dae", "stage2.start", "channels_multiplier 1.0")),
         ({"evaluation.num_images": 2000, "sample.num_images": 2000}, ("evaluation.num_images 2000", "dataset.num_validation_images")),
         ({"autoencoder.attention_resolutions": [5]}, ("autoencoder.attention_resolutions", "5")),

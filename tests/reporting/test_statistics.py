@@ -141,7 +141,7 @@ def test_how_many_more_seeds():
 
 
 def test_what_a_number_of_seeds_is_good_for():
-    words = ["no verdict", "no verdict", "direction, size plus or minus", "direction, size plus or minus", "large effects"]
+    words = ["no verdict", "no verdict", "the direction, and roughly the size", "the direction, and roughly the size", "large effects"]
     assert [worth(number) for number in (1, 2, 3, 4, 5)] == words
     assert [worth(number) for number in (7, 8, 30)] == ["large effects", "a verdict", "a verdict"]
 
