@@ -40,7 +40,7 @@ def evenly_spaced(num_available: int, num_wanted: int) -> list[int]:
     return [position * num_available // num_wanted for position in range(num_wanted)]
 
 
-def chosen_images(dataset: ShardDataset, num_images: int, what: str, remedy: str) -> list[int]:
+def choose_indices(dataset: ShardDataset, num_images: int, what: str, remedy: str) -> list[int]:
     """Indices of the images of a split that are evaluated.
 
     Raises:

@@ -114,7 +114,7 @@ def select(graph: dict[str, Node], stages: list[str], downstream: bool) -> tuple
     return targets, needed
 
 
-def changes(name: str, wait: Callable[[str], None]) -> list[str]:
+def reasons_to_run(name: str, wait: Callable[[str], None]) -> list[str]:
     """Why DVC would run this stage or restore what it makes; nothing when it would do neither.
 
     Args:
@@ -128,7 +128,7 @@ def unchanged(graph: dict[str, Node], wait: Callable[[str], None]) -> set[str]:
 
     Args:
         graph: what ``load_graph`` returned.
-        wait: as for ``changes``.
+        wait: as for ``reasons_to_run``.
     """
     changed, found = _ask(lambda repo: repo.status(), wait), set()
     for name, node in graph.items():

@@ -21,7 +21,7 @@ from flows.yaml_text import Edit, Entry, apply, entries, replace_comment, replac
 from params import validate
 from yaml_file import parse_mapping, read_text, require_one_reading
 
-KINDS = ("kind", "sampler")  # the keys that say which other keys a section has
+KIND_KEYS = ("kind", "sampler")  # the keys that say which other keys a section has
 ARMS = ("arms",)
 NO_HEADER = "# A preset over the default one."
 
@@ -90,7 +90,7 @@ def _is_merged(default: Any, preset: Any, path: tuple[str, ...]) -> bool:
     """Whether two values are sections to be merged; where not, the preset's is taken in place of the default's."""
     if not isinstance(default, dict) or not isinstance(preset, dict | None) or (path[:1] == ARMS and len(path) > 3):
         return False
-    return all((preset or {}).get(key, default[key]) == default[key] for key in KINDS if key in default)
+    return all((preset or {}).get(key, default[key]) == default[key] for key in KIND_KEYS if key in default)
 
 
 def _require_whole_arms(default: Path, preset: Path, ours: dict, theirs: dict) -> None:

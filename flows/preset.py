@@ -45,7 +45,7 @@ def take_preset(root: Path, name: str) -> list[str]:
     return differences(parse_mapping(root / DEFAULT, read_text(root / DEFAULT)), yaml.safe_load(text))
 
 
-def is_preset(root: Path, name: str) -> bool:
+def params_match_preset(root: Path, name: str) -> bool:
     """Whether params.yaml has the values that a preset stands for, experiment.seeds aside.
 
     Raises:

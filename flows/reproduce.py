@@ -27,7 +27,7 @@ from pydantic import Field, PositiveInt
 from errors import PipelineError, explain_os_error
 from flows import artifacts, trial
 from flows.gpus import visible_gpus
-from flows.graph import Node, changes, load_graph, select
+from flows.graph import Node, load_graph, reasons_to_run, select
 from flows.processes import CommandFailed, Processes, Stopped, stage_environment
 from flows.repair import repair
 from params import check
@@ -60,7 +60,7 @@ class Reproduction:
         log, started = get_run_logger(), time.monotonic()
         try:
             forced = node.name in self.forced
-            reasons = ["forced"] if forced else changes(node.name, lambda line: self._wait(log, line))
+            reasons = ["forced"] if forced else reasons_to_run(node.name, lambda line: self._wait(log, line))
             if not reasons:
                 return Completed(name="Cached", message="unchanged since dvc.lock recorded it")
             why = "; ".join(reasons)
@@ -128,7 +128,8 @@ def reproduce(
     log = get_run_logger()
     name = trial.experiment_name(runtime.flow_run.name)
     try:
-        with only_run(log), trial.open_trial(flows.ROOT, name, overrides) if overrides else nullcontext(flows.ROOT) as root, chdir(root):
+        tree = trial.open_trial(flows.ROOT, name, overrides) if overrides else nullcontext(flows.ROOT)
+        with exclusive_lock(log), tree as root, chdir(root):
             params = check(root / "params.yaml")
             for line in repair(root):
                 log.warning("mended: %s", line)
@@ -138,9 +139,9 @@ def reproduce(
             processes = Processes(root, slots, stage_environment(DAE_SCRATCH=str(flows.ROOT / ".scratch")), gpus)
             conclusion = _reproduce(Reproduction(processes, targets if force else set()), [graph[n] for n in graph if n in needed])
             if conclusion.is_completed() and (overrides or record):
-                trial.record(processes, name, sorted(needed), log.info)
+                trial.save_experiment(processes, name, sorted(needed), log.info)
             if conclusion.is_completed() and overrides:
-                trial.hand_over(processes, name, log.info)
+                trial.push_experiment(processes, name, log.info)
             return conclusion
     except PipelineError as error:
         return Failed(message=str(error))
@@ -207,7 +208,7 @@ def _conclusion(states: dict[str, State]) -> State:
 
 
 @contextmanager
-def only_run(log, name: str = LOCK):
+def exclusive_lock(log, name: str = LOCK):
     """Hold the project's lock of this name for the length of a block; wait while another run holds it."""
     path = flows.ROOT / name
     path.parent.mkdir(exist_ok=True)

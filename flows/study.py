@@ -30,9 +30,9 @@ from flows import artifacts
 from flows.cost import Remaining, list_points
 from flows.files import write_whole
 from flows.graph import load_graph, unchanged
-from flows.preset import PARAMS, is_preset, take_preset, values_but_for_seeds, write_seeds
+from flows.preset import PARAMS, params_match_preset, take_preset, values_but_for_seeds, write_seeds
 from flows.repair import repair
-from flows.reproduce import only_run, reproduce
+from flows.reproduce import exclusive_lock, reproduce
 from params import check
 from reporting.arms import find_control
 
@@ -62,7 +62,7 @@ def study(
     """
     log = get_run_logger()
     try:
-        with only_run(log, LOCK), chdir(flows.ROOT):
+        with exclusive_lock(log, LOCK), chdir(flows.ROOT):
             return Completed(message=_run_rounds(preset, max_seeds, slots, log))
     except PipelineError as error:
         return Failed(message=str(error))
@@ -75,7 +75,7 @@ def study(
 def _run_rounds(preset: str | None, max_seeds: int, slots: dict[str, int], log) -> str:
     """Go from round to round and keep what came of it; returns the headline."""
     started, rounds, num_seeds, because = time.monotonic(), [], 1, None
-    with only_run(log):
+    with exclusive_lock(log):
         remaining = _prepare(preset, max_seeds, slots, log)
         parameters = values_but_for_seeds(Path(PARAMS))
     _say(log, f"{remaining.describe()}.")
@@ -98,7 +98,7 @@ def _run_rounds(preset: str | None, max_seeds: int, slots: dict[str, int], log) 
 def _prepare(preset: str | None, max_seeds: int, slots: dict[str, int], log) -> Remaining:
     """Make the preset the parameters, mend what a kill has cut off, and ask DVC what is there already."""
     root = Path(".")
-    if preset and not is_preset(root, preset):
+    if preset and not params_match_preset(root, preset):
         take_preset(root, preset)
     params = check(root / PARAMS)
     if find_control({name: params.arms[name].model_dump() for name in params.experiment.arms}) is None:
@@ -116,7 +116,7 @@ def _run_round(num_seeds: int, parameters: object, slots: dict[str, int], log) -
     Raises:
         PipelineError: a stage failed, or params.yaml got other values or seeds meanwhile.
     """
-    with only_run(log):
+    with exclusive_lock(log):
         _require_unchanged(parameters)
         write_seeds(Path(PARAMS), num_seeds)
     state = reproduce(slots=slots, return_state=True)

@@ -60,7 +60,7 @@ def override(path: Path, overrides: dict[str, object]) -> None:
     load_params(path)
 
 
-def record(processes, name: str, stages: list[str], log) -> None:
+def save_experiment(processes, name: str, stages: list[str], log) -> None:
     """Keep the state of the processes' folder as a DVC experiment; the git tree there stays as it is.
 
     Args:
@@ -69,7 +69,7 @@ def record(processes, name: str, stages: list[str], log) -> None:
     processes.run([*DVC, "--wait-for-lock", "exp", "save", "--force", "--name", name, *stages], log)
 
 
-def hand_over(processes, name: str, log) -> None:
+def push_experiment(processes, name: str, log) -> None:
     """Bring an experiment of a trial into the repository it was cloned from."""
     processes.run([*DVC, "exp", "push", "--force", "--no-cache", "origin", name], log)
 

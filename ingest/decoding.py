@@ -12,7 +12,9 @@ from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
 # What is opened at all. PIL knows more, but some of it runs other programs (EPS) or is no picture of its own (PSD, PDF).
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
-EXTENSIONS = frozenset(["jpg", "jpeg", "jfif", "png", "apng", "webp", "gif", "bmp", "tif", "tiff", "ppm", "pgm", "pbm", "pnm", "avif"])
+READABLE_EXTENSIONS = frozenset(
+    ["jpg", "jpeg", "jfif", "png", "apng", "webp", "gif", "bmp", "tif", "tiff", "ppm", "pgm", "pbm", "pnm", "avif"]
+)
 
 SRGB = ImageCms.createProfile("sRGB")
 BITS_PER_SAMPLE, PHOTOMETRIC, SAMPLE_FORMAT = 258, 262, 339  # tags of TIFF

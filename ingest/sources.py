@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from errors import PipelineError
-from ingest.decoding import EXTENSIONS
+from ingest.decoding import READABLE_EXTENSIONS
 from ingest.items import Item, Source, require_known_classes, safe_key
 from ingest.recipes import open_recipe
 from ingest.tars import open_tars
@@ -78,7 +78,7 @@ class Listing:
         extension = name.lower().rpartition(".")[2] if "." in name else ""
         if name.startswith("."):
             self.ignored["hidden files"] += 1
-        elif extension in EXTENSIONS:
+        elif extension in READABLE_EXTENSIONS:
             self.images.append(path)
         elif extension == "tar":
             self.tars.append(path)

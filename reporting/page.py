@@ -9,7 +9,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from reporting.plots import draw_panels, embed_grid, read_curve
 from reporting.statistics import LOOKS
-from reporting.summary import TRAINING_STAGES, decimals, format_duration, label_of
+from reporting.summary import TRAINING_STAGES, decimals, format_duration, metric_of
 from reporting.tables import SECTION_LABELS, arm_color, budget_table, metric_table, size_table, value_and_spread
 
 TEMPLATE = Path(__file__).with_name("page.html.jinja")
@@ -60,7 +60,7 @@ def render(title: str, summary: dict, durations: list[dict], curves: Path, grids
         title=title,
         summary=summary,
         arms=[_arm_view(summary, parameters, arm) for arm in summary["arm_names"]],
-        distance=label_of(summary, summary["distance"]).full_label,
+        distance=metric_of(summary, summary["distance"]).full_label,
         is_inception=summary["distance"] == "fid",
         chart=_distance_chart(summary),
         gates=[_gate_view(gate) for gate in summary["gates"]],
@@ -75,7 +75,7 @@ def render(title: str, summary: dict, durations: list[dict], curves: Path, grids
         skipped_steps=_skipped_steps(summary),
         expectations=[_expectation_view(row) for row in summary["expectations"]],
         protocol=summary["protocol"],
-        extractor=label_of(summary, summary["distance"]).features or summary["protocol"]["extractor"],
+        extractor=metric_of(summary, summary["distance"]).features or summary["protocol"]["extractor"],
         paper=PAPER,
         grids=[(seed, _grid_rows(summary, grids, seed)) for seed in summary["seeds"]],
         training=[_training_view(summary, curves, stage) for stage in TRAINING_STAGES],
@@ -167,7 +167,7 @@ def _notes(summary: dict, names: list[str]) -> list[tuple[str, str]]:
     """What a reader must know of these metrics: labels of those that share a note, and the note."""
     labels: dict[str, list[str]] = {}
     for name in names:
-        metric = label_of(summary, name.partition(".")[2])
+        metric = metric_of(summary, name.partition(".")[2])
         if metric.note and metric.label not in labels.setdefault(metric.note, []):
             labels[metric.note].append(metric.label)
     return [("; ".join(of_note), note) for note, of_note in labels.items()]
@@ -200,7 +200,7 @@ def _comparison_view(summary: dict, row: dict) -> dict:
 
 
 def _judge_view(summary: dict, judge: dict) -> dict:
-    label = label_of(summary, judge["metric"]).full_label
+    label = metric_of(summary, judge["metric"]).full_label
     return judge | {"label": label, "interval_text": format_interval(judge), "tone": TONES[judge["opinion"]]}
 
 
@@ -243,7 +243,7 @@ def _training_view(summary: dict, curves: Path, stage: str) -> dict:
 
 
 def _curve_label(summary: dict, column: str) -> str:
-    metric = label_of(summary, column)
+    metric = metric_of(summary, column)
     return f"{metric.label}, {metric.unit}" if metric.unit not in ("", "%") else metric.full_label  # a share is drawn as a fraction
 
 

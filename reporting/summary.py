@@ -33,7 +33,7 @@ def is_distance(metric: str) -> bool:
     return metric == "fid" or metric.startswith("fd_")
 
 
-def label_of(summary: dict, name: str) -> Metric:
+def metric_of(summary: dict, name: str) -> Metric:
     """How a metric is called and read, by its name without the section."""
     return describe(summary["legend"], name)
 

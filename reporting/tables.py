@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from reporting.plots import NUM_ARM_COLORS
 from reporting.statistics import log_ratios, pair
-from reporting.summary import TRAINING_STAGES, decimals, label_of
+from reporting.summary import TRAINING_STAGES, decimals, metric_of
 
 SECTION_LABELS = {
     "reconstruction_stage1": "Reconstruction after stage 1",
@@ -43,7 +43,7 @@ def _groups(columns: list[dict]) -> list[dict]:
 
 def _metric_column(summary: dict, name: str) -> dict:
     section, _, key = name.partition(".")
-    metric = label_of(summary, key)
+    metric = metric_of(summary, key)
     scale, suffix = (100, " %") if metric.unit == "%" else (1, "")
     runs = [run for arm in summary["arms"].values() for run in arm["runs"].values()]
     same = [other for other in runs[0] if other.partition(".")[2] == key]  # the metric in every section, to look alike everywhere

@@ -15,7 +15,7 @@ from reporting.arms import departure, find_causes, find_control, is_candidate
 from reporting.budget import count_budgets, describe_budgets
 from reporting.gates import check_gates
 from reporting.statistics import FIRST_LOOK, LAST_LOOK, Paired, as_ratio, decide, next_look, num_more_seeds, pair_runs, worth
-from reporting.summary import EXPECTATIONS, decimals, format_duration, label_of
+from reporting.summary import EXPECTATIONS, decimals, format_duration, metric_of
 from sections import Gates
 
 JUDGES = ("samples.swd_laplacian", "samples.factor_tv")  # metrics beside the distance; smaller is better; each counts where it was measured
@@ -172,7 +172,7 @@ def _headline(answer: str, chosen: ArmComparison | None, gates: list[dict], summ
         if len(summary["arm_names"]) == 1:
             return f"Only {baseline} was run: there is nothing to compare it with."
         return f"Nothing to decide: no arm with a weak decoder and a frozen encoder was run beside {baseline}."
-    told = f"the {label_of(summary, summary['distance']).label} of {chosen.arm}'s samples is {_interval(chosen.paired, baseline)}"
+    told = f"the {metric_of(summary, summary['distance']).label} of {chosen.arm}'s samples is {_interval(chosen.paired, baseline)}"
     if answer == "no verdict":
         start = f"No verdict: {'one seed gives' if num_seeds == 1 else f'{num_seeds} seeds give'} none"
         if _in_state(gates, "failed"):
@@ -192,8 +192,8 @@ def _headline(answer: str, chosen: ArmComparison | None, gates: list[dict], summ
 
 
 def _disagreement(chosen: ArmComparison, summary: dict) -> str:
-    against = [label_of(summary, metric).label for metric, (_, opinion) in chosen.judges.items() if opinion == "disagrees"]
-    labels = " and ".join(against or [label_of(summary, metric).label for metric in chosen.judges])
+    against = [metric_of(summary, metric).label for metric, (_, opinion) in chosen.judges.items() if opinion == "disagrees"]
+    labels = " and ".join(against or [metric_of(summary, metric).label for metric in chosen.judges])
     if chosen.decision == "no difference":
         return f"no difference that matters, but {labels} tell{'s' if len(against) == 1 else ''} one"
     return f"but it is {'the other way round' if against else 'not confirmed'} by {labels}"
@@ -247,7 +247,7 @@ def _explain(comparison: ArmComparison, summary: dict) -> str:
     """How far apart the samples of an arm and of the baseline are, against the floor."""
     arm, baseline, metric = comparison.arm, summary["baseline"], summary["distance"]
     mean = {name: summary["arms"][name]["mean"][f"samples.{metric}"] for name in (arm, baseline)}
-    places, label = decimals(mean.values()), label_of(summary, metric).full_label
+    places, label = decimals(mean.values()), metric_of(summary, metric).full_label
     text = f"Samples of {arm} have {label} {mean[arm]:.{places}f}, those of {baseline} {mean[baseline]:.{places}f}"
     share = _gap_closed(mean[baseline], mean[arm], summary["floor"].get(metric))
     if share:

@@ -23,7 +23,7 @@ from evaluation.fidelity import Reference, distances
 from evaluation.grids import write_grid
 from evaluation.pyramid import project
 from evaluation.reconstruction import psnr_db
-from evaluation.reference import chosen_images, evenly_spaced, load_reference, read_batches
+from evaluation.reference import choose_indices, evenly_spaced, load_reference, read_batches
 from models.autoencoder import to_uint8
 from models.bottleneck import gaussian_kl, usage_metrics
 from models.metric import PSNR
@@ -47,8 +47,8 @@ def run(params, inputs, outputs) -> dict:
     folders = (inputs.stage1, inputs.stage2)
     decoders = [load_decoder(folder, frozen.sha256).to(device, memory_format=torch.channels_last) for folder in folders]
     decoded = [Decoded(decoder, frozen, latents, validation) for decoder in decoders]
-    chosen = chosen_images(validation, settings.num_images, "validation", "raise dataset.num_validation_images")
-    chosen_samples = chosen_images(samples, settings.num_images, "sampled", "raise sample.num_images")
+    chosen = choose_indices(validation, settings.num_images, "validation", "raise dataset.num_validation_images")
+    chosen_samples = choose_indices(samples, settings.num_images, "sampled", "raise sample.num_images")
     extractor = build_extractor(settings.extractor, settings.extractor_weights_path, settings.input_size, device)
     reference, protocol = load_reference(inputs.reference, inputs.shards, extractor, settings)
     judge = load_judge(inputs.reference, device)

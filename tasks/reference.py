@@ -9,7 +9,7 @@ from evaluation.comparison import Comparison, ImageSet
 from evaluation.extractors import build_extractor
 from evaluation.factors import FactorJudge, save_judge, to_side, train_judge
 from evaluation.fidelity import Reference
-from evaluation.reference import chosen_images, evenly_spaced, read_batches, save_reference
+from evaluation.reference import choose_indices, evenly_spaced, read_batches, save_reference
 from ingest.avatars import FACTORS, factors, index_of
 from progress import progress_bar
 from stage import Stage
@@ -27,7 +27,7 @@ def run(params, inputs, outputs) -> dict:
     chosen = {}
     for split, remedy in REMEDIES.items():
         dataset = ShardDataset(inputs.shards, split)
-        chosen[split] = dataset, chosen_images(dataset, settings.num_images, split, remedy)
+        chosen[split] = dataset, choose_indices(dataset, settings.num_images, split, remedy)
     seed = chosen["train"][0].manifest.get("source", {}).get("avatars_seed")
     judge = None if seed is None else _train_judge(seed, chosen["train"][0], settings.batch_size, device)
     with progress_bar(2 * settings.num_images, "reference", "img") as bar:

@@ -16,7 +16,8 @@ import export.package
 from errors import PipelineError
 from export.__main__ import export as export_run
 from export.__main__ import main
-from export.generator import Generator
+from export.generator import ALLOWED, Generator
+from kinds import Sample, kinds_of
 from stage import PROJECT
 from storage.decoders import load_decoder
 from storage.files import read_json, write_json
@@ -137,6 +138,12 @@ def test_settings_can_be_replaced_and_no_others_given(folders):
 def test_arguments_are_held_to_the_rules_of_params(folders, family, wrong, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         Generator(folders[family]).sample(**{"num_images": 1, **wrong})
+
+
+def test_every_setting_of_a_sampler_has_a_rule():
+    samplers = kinds_of(Sample, "sampler").values()
+    settings = {name for section in samplers for name in section.model_fields}
+    assert settings - {"num_images", "batch_size", "images_per_shard"} == ALLOWED.keys()
 
 
 def test_images_and_latents_of_other_shapes_are_refused(folders):

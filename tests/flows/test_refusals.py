@@ -25,7 +25,7 @@ def refuse(*arguments):
 def test_a_flow(monkeypatch):
     monkeypatch.setattr(reproduce_module, "get_run_logger", logging.getLogger)
     monkeypatch.setattr(reproduce_module, "runtime", SimpleNamespace(flow_run=SimpleNamespace(name="quick-fox")))
-    monkeypatch.setattr(reproduce_module, "only_run", refuse)
+    monkeypatch.setattr(reproduce_module, "exclusive_lock", refuse)
     state = reproduce_module.reproduce.fn()
     assert state.is_failed() and state.message == LINE
 

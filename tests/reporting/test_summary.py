@@ -7,7 +7,7 @@ import pytest
 
 from errors import PipelineError
 from models.metric import PSNR
-from reporting.summary import collect, decimals, label_of, read_durations
+from reporting.summary import collect, decimals, metric_of, read_durations
 from tests.reporting.experiment import AS_IN_THE_PAPER, LEGENDS, PROTOCOL, edit_json, write_experiment, write_manifest
 
 
@@ -107,10 +107,10 @@ def test_durations_come_in_pipeline_order_and_must_be_complete(tmp_path):
 def test_metrics_are_called_as_those_who_measured_them_say(tmp_path):
     write_experiment(tmp_path)
     summary = summarize(tmp_path)
-    assert label_of(summary, "psnr_db") == PSNR and label_of(summary, "validation_psnr_db") == PSNR
-    assert label_of(summary, "fd_efficientnet_lite0").full_label == "FD (EfficientNet-Lite0)"
-    assert label_of(summary, "validation_nll_nats_per_token").unit == "nats per token"
-    assert label_of(summary, "gradient_norm_decoder").label == "Gradient norm decoder"  # of which nobody said anything
+    assert metric_of(summary, "psnr_db") == PSNR and metric_of(summary, "validation_psnr_db") == PSNR
+    assert metric_of(summary, "fd_efficientnet_lite0").full_label == "FD (EfficientNet-Lite0)"
+    assert metric_of(summary, "validation_nll_nats_per_token").unit == "nats per token"
+    assert metric_of(summary, "gradient_norm_decoder").label == "Gradient norm decoder"  # of which nobody said anything
     (tmp_path / "artifacts/evaluate/dae-0/legend.json").unlink()
     with pytest.raises(PipelineError, match=r"evaluate/dae-0/legend.json: no such file"):
         summarize(tmp_path)
