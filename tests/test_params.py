@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+import kinds
 from errors import PipelineError
 from params import Params, load_params
 from tests.families import BOTTLENECKS, PAIRS, PRIORS, SAMPLERS, with_family
@@ -20,6 +21,12 @@ COMMON_SAMPLE = {"num_images": 1000, "batch_size": 250, "images_per_shard": 500,
 ARM = TREE["arms"]["dae"]
 ADDED, SWAPPED = ({"kind": kind, "strength": 0.5} for kind in ("added", "swapped"))
 HALVED = {"arms.dae.stage1.channels_multiplier": 0.5}
+
+
+def alternatives(names) -> str:
+    """``'a', 'b' or 'c'``."""
+    *others, last = map(repr, names)
+    return f"{', '.join(others)} or {last}"
 
 
 KL = {
@@ -121,9 +128,9 @@ def test_missing_parameter(tmp_path, key):
         ("dataset.max_skipped_fraction", 1.5, "less than or equal to 1"),
         ("prior.class_conditional", "yes", "boolean"),
         ("prior.class_conditional", 1, "boolean"),
-        ("bottleneck.kind", "gumbel", "'vq', 'kl' or 'fsq'"),
-        ("prior.kind", 3, "'transformer', 'maskgit' or 'dit'"),
-        ("sample.sampler", "ddim", "'autoregressive', 'maskgit', 'euler', 'heun' or 'stochastic'"),
+        ("bottleneck.kind", "gumbel", alternatives(kinds.BOTTLENECKS)),
+        ("prior.kind", 3, alternatives(kinds.PRIORS)),
+        ("sample.sampler", "ddim", alternatives(kinds.kinds_of(kinds.Sample, "sampler"))),
         ("bottleneck.num_codes", 1, "greater than or equal to 2"),
         ("stage1.learning_rate", 0, "greater than 0"),
         ("stage1.learning_rate", "fast", "number"),
