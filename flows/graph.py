@@ -55,7 +55,7 @@ def load_graph() -> dict[str, Node]:
     """Every stage of dvc.yaml by name, each after those it needs.
 
     Raises:
-        PipelineError: when dvc.yaml is not valid, or a stage's ``meta`` is not.
+        PipelineError: when dvc.yaml is missing, empty or not valid, a stage's ``meta`` is not, or this is no git repository.
     """
     import networkx
 
@@ -63,9 +63,14 @@ def load_graph() -> dict[str, Node]:
         with _DVC, Repo(_wait_for_lock=True) as repo:
             graph = repo.index.graph  # an edge goes from a stage to one it needs
             stages = list(networkx.dfs_postorder_nodes(graph))
-            return {stage.name: _node(stage, graph.successors(stage)) for stage in stages}
+            nodes = {stage.name: _node(stage, graph.successors(stage)) for stage in stages}
     except ValidationError as error:
         raise PipelineError(f"dvc.yaml: {' '.join(str(error).split())}") from None
+    except DvcException as error:
+        raise _refusal(error) from None
+    if not nodes:
+        raise PipelineError("dvc.yaml: is not here or has no stages, so that there is nothing to run; git checkout dvc.yaml brings it back")
+    return nodes
 
 
 def stage_names() -> set[str]:
@@ -145,6 +150,14 @@ def _ask(question: Callable[[Repo], Any], wait: Callable[[str], None]) -> Any:
         except LockError as error:
             wait(str(error).splitlines()[0])
             time.sleep(POLL_SECONDS)
+        except DvcException as error:
+            raise _refusal(error) from None
+
+
+def _refusal(error: DvcException) -> PipelineError:
+    """What DVC says of its own files, in one line."""
+    said = " ".join(str(error).split())
+    return PipelineError(f"DVC: {said}; {'git init makes it one' if 'not a git repository' in said else 'dvc status says where'}")
 
 
 def _reasons(repo: Repo, name: str) -> list[str]:

@@ -58,3 +58,30 @@ def test_an_unknown_stage_is_refused_with_the_known_groups(graph):
 def test_unknown_settings_in_meta_are_refused():
     with pytest.raises(ValueError, match="retires"):
         Settings.model_validate({"retires": 2})
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("dvc.yaml", None, "dvc.yaml: is not here or has no stages"),
+        ("dvc.yaml", "", "dvc.yaml: is not here or has no stages"),
+        ("dvc.yaml", "stages: [", "DVC: unable to read: 'dvc.yaml'"),
+        ("dvc.yaml", "stages:\n  shards: 3\n", "DVC: './dvc.yaml' validation failed"),
+        (".dvc/config", "[core", "DVC: config file error: Invalid line"),
+        (".git", None, "is not a git repository; git init makes it one"),
+    ],
+)
+def test_what_dvc_cannot_read_is_one_line_and_no_finished_run(tmp_path, monkeypatch, name, content, message):
+    subprocess.run(["git", "init", "--quiet"], cwd=tmp_path, check=True)
+    (tmp_path / ".dvc").mkdir()
+    (tmp_path / ".dvc/config").touch()
+    (tmp_path / "dvc.yaml").write_text("stages:\n  shards: {cmd: 'true', outs: [artifacts/shards]}\n")
+    monkeypatch.chdir(tmp_path)
+    assert list(load_graph()) == ["shards"]
+    if content is not None:
+        (tmp_path / name).write_text(content)
+    else:
+        (tmp_path / name).rename(tmp_path / "away")
+    with pytest.raises(PipelineError) as error:
+        load_graph()
+    assert message in str(error.value) and "\n" not in str(error.value)
