@@ -10,7 +10,7 @@ from typing import Annotated, ClassVar, Literal, get_args
 
 from pydantic import Field, model_validator
 
-from sections import Optimization
+from sections import NumLayers, Optimization
 from validation import Count, Fraction, NonNegativeFloat, PositiveFloat, PositiveInt, Probability, Section
 
 TOKENS, CONTINUOUS = "tokens", "continuous latents"  # what a bottleneck makes, and a prior models
@@ -86,7 +86,7 @@ class TransformerPrior(PriorSection):
     SAMPLERS = ("autoregressive",)
 
     kind: Literal["transformer"]
-    num_layers: PositiveInt
+    num_layers: NumLayers
     num_heads: PositiveInt
     width: PositiveInt
     dropout: Probability
@@ -101,7 +101,7 @@ class MaskGITPrior(PriorSection):
     SAMPLERS = ("maskgit",)
 
     kind: Literal["maskgit"]
-    num_layers: PositiveInt
+    num_layers: NumLayers
     num_heads: PositiveInt
     width: PositiveInt
     dropout: Probability
@@ -118,7 +118,7 @@ class DiTPrior(PriorSection):
 
     kind: Literal["dit"]
     size: Literal["S", "B", "L", "XL"] | None
-    num_layers: PositiveInt | None
+    num_layers: NumLayers | None
     num_heads: PositiveInt | None
     width: PositiveInt | None
     patch_size: PositiveInt

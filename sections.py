@@ -10,6 +10,8 @@ from validation import Count, Fraction, Name, NonNegativeFloat, PositiveFloat, P
 
 MAX_IMAGE_SIZE = 16384
 MAX_PROCESSES = 1024  # and threads: more is a slip of the finger
+MAX_LAYERS = 1024  # the same, and to build a network takes a while before its size is known
+NumLayers = Annotated[int, Field(gt=0, le=MAX_LAYERS)]
 
 
 class Experiment(Section):
@@ -48,7 +50,7 @@ class Autoencoder(Section):
     patch_size: PositiveInt
     channels: PositiveInt
     channel_multipliers: Annotated[list[PositiveInt], Field(min_length=1)]
-    num_res_blocks: PositiveInt
+    num_res_blocks: NumLayers
     attention_resolutions: list[PositiveInt]
     dropout: Probability
 
@@ -67,7 +69,7 @@ class ReconstructionLoss(Section):
     adversarial_weight: PositiveFloat
     discriminator_head_start: Count
     discriminator_channels: PositiveInt
-    discriminator_num_layers: PositiveInt
+    discriminator_num_layers: NumLayers
     discriminator_learning_rate_factor: PositiveFloat
 
 

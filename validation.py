@@ -9,10 +9,12 @@ from typing import Annotated, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-Count = Annotated[int, Field(ge=0)]
-PositiveInt = Annotated[int, Field(gt=0)]
-PositiveFloat = Annotated[float, Field(gt=0)]
-NonNegativeFloat = Annotated[float, Field(ge=0)]
+MAX_INTEGER = 2**53  # beyond, not everything that reads a number tells it from its neighbours, and libraries count in 64 bits
+Count = Annotated[int, Field(ge=0, le=MAX_INTEGER)]
+PositiveInt = Annotated[int, Field(gt=0, le=MAX_INTEGER)]
+MAX_FLOAT = 1e30  # networks compute in single precision, which ends at 3.4e38
+PositiveFloat = Annotated[float, Field(gt=0, le=MAX_FLOAT)]
+NonNegativeFloat = Annotated[float, Field(ge=0, le=MAX_FLOAT)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Probability = Annotated[float, Field(ge=0, lt=1)]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9_]+$", max_length=64)]  # part of file names

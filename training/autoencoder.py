@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from types import SimpleNamespace
 
 import torch
@@ -86,7 +88,7 @@ class Stage1Objective:
         }
         self.modules: dict[str, nn.Module] = {"autoencoder": _place(nn.ModuleDict(parts), device)}
         self.learning_rate_factors = {"discriminator": params.reconstruction_loss.discriminator_learning_rate_factor}
-        self.loss_terms = _build_loss(params, arm, self.modules, device)
+        self.loss_terms = _build_loss(params, arm, params.stage1, image_size, self.modules, device)
 
     def _require_memory(self, params: SimpleNamespace, image_size: int) -> None:
         arm, num_images = params.arm.stage1, examples_at_once(params.stage1)
@@ -157,7 +159,7 @@ class Stage2Objective:
             "decoder": arm.learning_rate_factor,
             "discriminator": params.reconstruction_loss.discriminator_learning_rate_factor,
         }
-        self.loss_terms = _build_loss(params, arm, self.modules, device)
+        self.loss_terms = _build_loss(params, arm, params.stage2, size, self.modules, device)
 
     def _require_memory(self, optimization: Optimization) -> None:
         side = self.examples.latents.grid[0]
@@ -227,13 +229,29 @@ def _with_noise(z: Tensor, tokens: Tensor | None, bottleneck: nn.Module, noise: 
 
 
 def _build_loss(
-    params: SimpleNamespace, stage: ArmStage1 | ArmStage2, modules: dict[str, nn.Module], device: torch.device
+    params: SimpleNamespace,
+    stage: ArmStage1 | ArmStage2,
+    optimization: Optimization,
+    image_size: int,
+    modules: dict[str, nn.Module],
+    device: torch.device,
 ) -> AutoencoderLoss:
     settings = params.reconstruction_loss
     if stage.num_adversarial_steps:
-        shape = settings.discriminator_channels, settings.discriminator_num_layers
-        modules["discriminator"] = _place(_seeded(params.seed, "discriminator", lambda: PatchDiscriminator(*shape)), device)
+        build = partial(PatchDiscriminator, settings.discriminator_channels, settings.discriminator_num_layers)
+        _require_memory_of_discriminator(build, settings.discriminator_channels, optimization, image_size, device)
+        modules["discriminator"] = _place(_seeded(params.seed, "discriminator", build), device)
     return AutoencoderLoss(settings, stage, modules.get("discriminator"), device)
+
+
+def _require_memory_of_discriminator(
+    build: Callable[[], nn.Module], channels: int, optimization: Optimization, image_size: int, device: torch.device
+) -> None:
+    shape = examples_at_once(optimization), 3, image_size, image_size
+    num_activations = shape[0] * channels * (image_size // 2) ** 2
+    advice = "reconstruction_loss.discriminator_channels or the stage's batch_size, or raise its num_microbatches"
+    unaveraged = optimization.model_copy(update={"ema_decay": 0.0})
+    require_memory("the discriminator", build, lambda network: network(_empty(*shape)), num_activations, unaveraged, device, advice)
 
 
 def _seeded(seed: int, name: str, build) -> nn.Module:
