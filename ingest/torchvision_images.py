@@ -8,6 +8,7 @@ from typing import Any
 from PIL import Image
 
 from errors import PipelineError
+from ingest.decoding import one_line_reasons
 
 
 def open_torchvision(where: str, dataset: str, root: str, arguments: dict[str, Any]) -> TorchvisionReader:
@@ -67,7 +68,8 @@ class TorchvisionReader:
     def read(self, index: int) -> tuple[Image.Image, Any]:
         if self.opened is None:
             self.open(download=False)
-        image, label = self.opened[index]
+        with one_line_reasons():  # it opens and decodes files itself
+            image, label = self.opened[index]
         if not isinstance(image, Image.Image):
             kind = type(image).__name__
             raise PipelineError(f"torchvision.datasets.{self.dataset} yields {kind} instead of images; use another data set")

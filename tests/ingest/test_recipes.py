@@ -1,6 +1,7 @@
 """Recipe files: what they draw or fetch, and one line for every mistake in them."""
 
 import colorsys
+import io
 import subprocess
 import sys
 from collections import Counter
@@ -8,10 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from errors import PipelineError
 from ingest.avatars import FACTORS, draw_avatar, factors, index_of
 from ingest.decoding import to_rgb
+from ingest.preparation import Preparation
 from ingest.recipes import load_recipe
 from ingest.sources import open_source
 
@@ -175,6 +178,22 @@ def test_mistakes_in_a_torchvision_recipe(tmp_path, change, message):
     key = change.split(":")[0]
     text = "".join(line for line in (FAKE + "splits: {train: {}}\nclasses: []\n").splitlines(True) if not line.startswith(key))
     assert message in refusal(recipe(tmp_path, text + change))
+
+
+def test_damaged_files_of_a_torchvision_data_set_are_each_refused(tmp_path):
+    buffer = io.BytesIO()
+    Image.new("RGB", (40, 40), "red").save(buffer, "PNG")
+    whole = buffer.getvalue()
+    (tmp_path / "images/ant").mkdir(parents=True)
+    contents = [whole, whole[:60], whole[:40] + bytes(40), whole[:16] + b"\xff" * 30 + whole[46:], b"", b"text"]
+    for number, data in enumerate(contents):
+        (tmp_path / f"images/ant/{number}.png").write_bytes(data)
+    text = f"{{recipe: torchvision, dataset: ImageFolder, root: {tmp_path}/images, splits: {{train: {{}}}}}}"
+    source = open_source(recipe(tmp_path, text), "random")
+    preparation = Preparation(source.reader, 8, "box", "center", "png", 10_000)
+    reasons = [preparation.prepare(item).reason for item in source.splits["all"]]
+    assert [reason is None for reason in reasons] == [True, False, False, False, False, False]
+    assert not any("\n" in reason for reason in reasons[1:])
 
 
 def test_data_set_that_cannot_be_fetched_says_what_to_do(tmp_path, monkeypatch):
