@@ -34,10 +34,13 @@ def open_torchvision(where: str, dataset: str, root: str, arguments: dict[str, A
     reader = TorchvisionReader(dataset, {"root": root, **arguments} if "root" in known else dict(arguments))
     try:
         reader.open(download=True)
-    except (OSError, RuntimeError, ValueError, ImportError) as error:  # no network, wrong checksum, wrong split name
+    except MemoryError:
+        raise
+    except Exception as error:  # no network, wrong checksum or split name, an argument that is missing or of another type, damaged files
         reason = " ".join(str(error).split())[:200]
         raise PipelineError(
             f"{where}: torchvision cannot open {dataset} in {root} ({type(error).__name__}: {reason}); "
+            f"check the arguments under splits ({', '.join(known)}), "
             "run once with a network, or copy that folder from a machine that has it"
         ) from None
     return reader

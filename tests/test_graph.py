@@ -28,7 +28,7 @@ ALLOWED = {
     "models": {"models"},
     "losses": {"losses", "sections", "errors", "evaluation.efficientnet"},
     "storage": {"models", "params", "sections", "errors", "progress", "storage"},
-    "ingest": {"errors", "storage.image_codec", "ingest"},
+    "ingest": {"errors", "storage.image_codec", "yaml_file", "ingest"},
     "evaluation": {"models", "sections", "errors", "progress", "storage", "evaluation"},
     "reporting": {"models.metric", "sections", "errors", "storage", "reporting"},
     "training": {"models", "kinds", "params", "sections", "errors", "progress", "storage", "training", "losses"},
