@@ -51,7 +51,7 @@ def parse(path: Path, text: str) -> Any:
         raise PipelineError(f"{path}: {where}not valid YAML: {' '.join(str(what).split())}") from None
     except (ValueError, RecursionError) as error:  # a number or a date that is none; mappings a thousand deep
         raise PipelineError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
-    except (LookupError, AttributeError):  # what PyYAML makes of !!bool x, !!int '' and !!timestamp x
+    except (LookupError, AttributeError, TypeError):  # what PyYAML makes of !!bool x, !!int '', !!timestamp x and !!set [x]
         raise PipelineError(f"{path}: not valid YAML: a value is not of the type that its tag (!!...) says; leave the tag out") from None
 
 

@@ -80,6 +80,8 @@ class TarReader:
 def _read_tar(root: Path, name: str, ignored: Counter[str]) -> dict[str, TarSample]:
     """Key -> sample, in the order of the tar."""
     path = root / name
+    if not path.is_file():
+        raise PipelineError(f"{path}: is no file, or a link that leads to none; remove it")
     images: dict[str, tuple[str, int, int]] = {}
     labels: dict[str, dict[str, int | str | None]] = {"cls": {}, "json": {}}
     with path.open("rb") as file:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import tarfile
 from pathlib import Path
 
@@ -230,3 +231,11 @@ def test_a_size_that_no_file_can_have_is_refused(tmp_path):
     data[148:156] = b"%06o\0 " % sum(data[:512])
     path.write_bytes(data)
     assert "a.tar: truncated or damaged tar" in refusal(tmp_path)
+
+
+def test_a_tar_that_is_no_file_is_named(tmp_path):
+    (tmp_path / "a.tar").symlink_to("nowhere.tar")
+    assert "a.tar: is no file, or a link that leads to none; remove it" in refusal(tmp_path)
+    (tmp_path / "a.tar").unlink()
+    os.mkfifo(tmp_path / "a.tar")
+    assert "a.tar: is no file" in refusal(tmp_path)
