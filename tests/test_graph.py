@@ -36,7 +36,7 @@ ALLOWED = {
         *{"models", "kinds", "params", "sections", "errors", "progress", "publishing", "stage"},
         *{"storage", "ingest", "training", "evaluation", "reporting"},
     },
-    "export": {"models", "errors", "storage", "training.randomness", "export"},
+    "export": {"models", "errors", "source_check", "storage", "training.randomness", "export"},
     "flows": {"params", "errors", "reporting.arms", "flows", "yaml_file"},
     "errors.py": set(),
     "kinds.py": {"sections", "validation"},
