@@ -19,7 +19,8 @@ READABLE_EXTENSIONS = frozenset(
     ["jpg", "jpeg", "jfif", "png", "apng", "webp", "gif", "bmp", "tif", "tiff", "ppm", "pgm", "pbm", "pnm", "avif"]
 )
 
-BITS_PER_SAMPLE, PHOTOMETRIC, SAMPLE_FORMAT = 258, 262, 339  # tags of TIFF
+MAX_FILE_BYTES = 2**32  # 4 GiB: what is larger is no photo, and would be read into memory before anybody looked at it
+BITS_PER_SAMPLE, PHOTOMETRIC, COLOUR_MAP, SAMPLE_FORMAT = 258, 262, 320, 339  # tags of TIFF
 WHITE_IS_ZERO, UNSIGNED, SIGNED = 0, 1, 2
 
 # The limit is decode_source_image's own, from dataset.max_image_pixels; PIL's would warn or raise at another size.
@@ -43,6 +44,12 @@ def decode_source_image(data: bytes, max_pixels: int) -> Image.Image:
         warnings.simplefilter("ignore")  # PIL's remarks on files that it can read all the same
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             return _to_rgb(image, max_pixels)
+
+
+def require_size(num_bytes: int) -> None:
+    """Refuse a file too large for memory, by its size alone."""
+    if num_bytes > MAX_FILE_BYTES:
+        raise ImageError(f"{num_bytes} bytes, more than an image's file may have ({MAX_FILE_BYTES})")
 
 
 def to_rgb(image: Image.Image, max_pixels: int) -> Image.Image:
@@ -73,6 +80,8 @@ def _to_rgb(image: Image.Image, max_pixels: int) -> Image.Image:
     profile = profile_of(image)
     image.load()
     tags = getattr(image, "tag_v2", {})
+    if image.mode == "P" and max(tags.get(COLOUR_MAP, (256,))) < 256:  # written in 8 bits instead of TIFF's 16: libtiff sees it too
+        image.putpalette(bytes(np.reshape(tags[COLOUR_MAP], (3, -1)).T.astype(np.uint8)))
     image = _upright(_without_empty_parts(image, frame))
     if image.mode == "F" or image.mode.startswith("I") or (image.mode == "L" and tags.get(SAMPLE_FORMAT) == (SIGNED,)):
         image = _scale_to_8_bits(image, tags)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from errors import PipelineError
-from ingest.decoding import READABLE_EXTENSIONS, ImageError
+from ingest.decoding import READABLE_EXTENSIONS, ImageError, require_size
 from ingest.items import Item, Source, require_known_classes, safe_key
 from ingest.recipes import open_recipe
 from ingest.tars import open_tars
@@ -159,8 +159,10 @@ class FolderReader:
 
     def read(self, item: Item) -> tuple[bytes, int | None]:
         with open(os.path.join(self.root, item.location), "rb", opener=_open_at_once) as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
                 raise ImageError("not a file but a pipe, a device or a folder")
+            require_size(status.st_size)
             return file.read(), item.label
 
 

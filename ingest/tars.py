@@ -16,6 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from errors import PipelineError, one_line
+from ingest.decoding import require_size
 from ingest.items import Item, Source, require_known_classes, safe_key
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
@@ -73,6 +74,7 @@ class TarReader:
 
     def read(self, item: Item) -> tuple[bytes, int | None]:
         tar, offset, size = item.location
+        require_size(size)
         with open(os.path.join(self.root, tar), "rb") as file:
             return os.pread(file.fileno(), size, offset), item.label
 

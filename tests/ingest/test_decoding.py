@@ -268,6 +268,19 @@ def test_deep_tiffs(values, photometric, sample_format, expected):
     assert decode(tiff(values, photometric, sample_format))[0, :, 0].tolist() == expected
 
 
+@pytest.mark.parametrize("white", [255, 65535])  # the first by programs that took the map's entries for bytes
+def test_colour_maps_of_8_and_16_bits(white):
+    image = Image.new("P", (1, 1), 1)
+    image.putpalette([0, 0, 0, 255, 255, 0])
+    data = bytearray(file_of(image, "TIFF"))
+    at = data.index(struct.pack("<HHI", 320, 3, 768))
+    place = struct.unpack_from("<I", data, at + 8)[0]
+    colours = np.zeros((3, 256), np.uint16)
+    colours[:2, 1] = white, white // 2
+    data[place : place + 1536] = colours.tobytes()
+    assert decode(bytes(data))[0].tolist() == [[255, 127, 0]]
+
+
 def test_12_bit_grey_has_its_own_white():
     data = bytearray(tiff(np.array([[0xFF, 0xF8, 0x00]], np.uint8), 1, 1))  # 4095 and 2048
     for tag, value in ((256, 2), (258, 12)):

@@ -48,6 +48,13 @@ def test_reader_returns_the_bytes_of_the_file(tmp_path):
         assert source.reader.read(item) == ((tmp_path / item.name).read_bytes(), item.label)
 
 
+def test_a_file_too_large_for_memory_is_skipped_by_its_size(tmp_path):
+    source = open_source(put(tmp_path, "1.png"), "random")
+    os.truncate(tmp_path / "1.png", 2**32 + 1)  # takes no room on the disk
+    prepared = Preparation(source.reader, 8, "box", "center", "png", 10_000).prepare(source.splits["all"][0])
+    assert prepared.reason == "4294967297 bytes, more than an image's file may have (4294967296)"
+
+
 @pytest.mark.parametrize("kind", ["pipe", "device", "socket", "folder"])
 def test_what_is_no_file_is_skipped_at_once(tmp_path, kind):
     source, path = open_source(put(tmp_path, "1.png"), "random"), tmp_path / "1.png"

@@ -2,6 +2,8 @@
 
 import io
 import json
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from ingest.decoding import ImageError, decode_source_image
 from ingest.sources import open_source
 from storage.image_codec import decode_image, encode_image
 from storage.shards import EXTENSIONS, KEY_PATTERN, ShardDataset, write_manifest, write_shard
+from tests.ingest.test_decoding import png
 from tests.ingest.test_tars import write_tar
 
 MODES = {
@@ -73,6 +76,23 @@ def test_damaged_images_are_read_or_refused(data, kind, place, inserted, num_del
 @given(st.binary(max_size=80), st.sampled_from(STARTS))
 def test_any_bytes_are_read_or_refused(content, start):
     read_or_refuse(start + content)
+
+
+COLOUR_CHUNKS = {
+    b"cICP": st.binary(min_size=4, max_size=4)
+    | st.tuples(st.sampled_from([1, 9, 12]), st.sampled_from([1, 8, 13, 16]), st.just(0), st.just(1)).map(bytes),
+    b"gAMA": st.integers(0, 2**32 - 1).map(lambda value: value.to_bytes(4)),
+    b"cHRM": st.lists(st.integers(0, 100_000) | st.integers(0, 2**32 - 1), min_size=8, max_size=8).map(
+        lambda values: struct.pack(">8I", *values)
+    ),
+    b"iCCP": st.binary(max_size=200).map(lambda data: b"x\0\0" + zlib.compress(data)),
+    b"sRGB": st.binary(max_size=1),
+}
+
+
+@given(st.fixed_dictionaries({}, optional=COLOUR_CHUNKS), st.sampled_from([0, 2, 4, 6]))
+def test_any_colours_of_a_png_are_read_or_refused(chunks, colour_type):
+    read_or_refuse(png(1, 1, 8, colour_type, bytes([0, 180, 120, 90, 255])[: 1 + {0: 1, 2: 3, 4: 2, 6: 4}[colour_type]], chunks))
 
 
 NAMES = st.one_of(
