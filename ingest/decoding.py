@@ -75,10 +75,9 @@ def _to_rgb(image: Image.Image, max_pixels: int) -> Image.Image:
     width, height = image.size
     if width * height > max_pixels:
         raise ImageError(f"{width}x{height} pixels, more than dataset.max_image_pixels {max_pixels}")
-    _scale_transparency(image)
     frame = image.tile[0].extents if image.format == "GIF" and image.tile else None
     profile = profile_of(image)
-    image.load()
+    _load(image)
     tags = getattr(image, "tag_v2", {})
     if image.mode == "P" and max(tags.get(COLOUR_MAP, (256,))) < 256:  # written in 8 bits instead of TIFF's 16: libtiff sees it too
         image.putpalette(bytes(np.reshape(tags[COLOUR_MAP], (3, -1)).T.astype(np.uint8)))
@@ -117,14 +116,29 @@ def _upright(image: Image.Image) -> Image.Image:
         return image
 
 
-def _scale_transparency(image: Image.Image) -> None:
-    """PIL brings all pixels to 8 bits (of 16 it keeps the upper half), and forgets to do so for the colour that is transparent."""
+def _load(image: Image.Image) -> None:
+    """Load the pixels, and bring the colour that is transparent to 8 bits as they are, which PIL forgets."""
     tile = getattr(image, "tile", None)  # only of what is read from a file
     colour, depth = image.info.get("transparency"), tile[0].args if tile else None
-    if isinstance(colour, tuple) and depth == "RGB;16B":
-        image.info["transparency"] = tuple(value >> 8 for value in colour)
-    elif isinstance(colour, int) and depth in ("L;2", "L;4"):
+    if isinstance(colour, int) and depth in ("L;2", "L;4"):
         image.info["transparency"] = colour * {"L;2": 85, "L;4": 17}[depth]
+    lower = _lower_halves(image) if isinstance(colour, tuple) and depth == "RGB;16B" else None
+    image.load()
+    if lower is not None:
+        key = np.array(image.info.pop("transparency"))
+        is_clear = ((np.asarray(image) == key >> 8) & (lower == key & 255)).all(axis=-1)  # (H, W)
+        image.putalpha(Image.fromarray(np.where(is_clear, 0, 255).astype(np.uint8)))
+
+
+def _lower_halves(image: Image.Image) -> np.ndarray:
+    """The bytes (H, W, 3) of a 16-bit PNG that PIL drops: without them, other dark colours were as transparent as a black one."""
+    position = image.fp.tell()
+    image.fp.seek(0)
+    with Image.open(io.BytesIO(image.fp.read()), formats=("PNG",)) as other:
+        other.tile = [other.tile[0]._replace(args="RGB;16L")]  # read in the other order of bytes, of which PIL keeps the second
+        halves = np.asarray(other)
+    image.fp.seek(position)
+    return halves
 
 
 def _without_empty_parts(image: Image.Image, frame: tuple[int, int, int, int] | None) -> Image.Image:

@@ -293,6 +293,8 @@ def test_transparent_colours_of_any_depth():
     deep_grey, deep_rgb = struct.pack(">HH", 1000, 1001), struct.pack(">6H", 0x1234, 0, 0, 0x5678, 0, 0)
     assert decode(png(2, 1, 16, 0, b"\0" + deep_grey, {b"tRNS": deep_grey[:2]}))[0].tolist() == [[255] * 3, [4] * 3]
     assert decode(png(2, 1, 16, 2, b"\0" + deep_rgb, {b"tRNS": deep_rgb[:6]}))[0].tolist() == [[255] * 3, [0x56, 0, 0]]
+    near = struct.pack(">6H", 0, 0, 0, 0x10, 0x20, 0x80)  # the same in the upper halves
+    assert decode(png(2, 1, 16, 2, b"\0" + near, {b"tRNS": bytes(6)}))[0].tolist() == [[255] * 3, [0] * 3]
     assert decode(png(2, 1, 4, 0, b"\0\x5a", {b"tRNS": b"\0\x05"}))[0].tolist() == [[255] * 3, [170] * 3]
     assert decode(png(4, 1, 2, 0, b"\0\x1b", {b"tRNS": b"\0\x01"}))[0, :, 0].tolist() == [0, 255, 170, 255]
     assert decode(png(8, 1, 1, 0, b"\0\xf0", {b"tRNS": b"\0\x00"}))[0, :, 0].tolist() == [255] * 8
