@@ -1,8 +1,10 @@
 """The one exception whose message is meant for the person at the keyboard, and the system's errors in the same form."""
 
 import errno
+import unicodedata
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+UNSHOWN = ("Cc", "Cs", "Zl", "Zp")  # categories of Unicode: control characters, halves of characters, separators of lines
 REMEDIES = {
     **dict.fromkeys(FULL, "make room on that disk"),
     **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "mend its permissions or attributes, or those of the folder it is in"),
@@ -22,6 +24,14 @@ class PipelineError(Exception):
     A stage prints it without a traceback and exits with status 1.
     """
 
+    def __init__(self, message: str):
+        super().__init__(one_line(message))
+
+
+def one_line(text: str) -> str:
+    """Text with escapes for what would break its line, or a terminal: names of files, members and classes may hold anything."""
+    return "".join(c.encode("unicode_escape").decode() if unicodedata.category(c) in UNSHOWN else c for c in text)
+
 
 def explain_os_error(error: OSError) -> str:
     """One line of an error that has an errno: the path, what is wrong, what to do."""
@@ -29,7 +39,7 @@ def explain_os_error(error: OSError) -> str:
     path = (error.filename2 if error.errno in FULL else None) or error.filename
     path = path.decode(errors="replace") if isinstance(path, bytes) else path
     what = " ".join(str(error.strerror or error).split())
-    return f"{f'{path}: ' if path else ''}{what}; {REMEDIES.get(error.errno, 'mend that')}, then run it again"
+    return f"{f'{one_line(path)}: ' if path else ''}{what}; {REMEDIES.get(error.errno, 'mend that')}, then run it again"
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -39,12 +39,15 @@ def require_source(source: Path, project: Path) -> None:
         raise PipelineError(f"{where} lies in {inside}/, which the pipeline writes; move the images elsewhere")
     if path.is_dir():
         _require_files(path, where)
+    elif not path.is_file():
+        raise PipelineError(f"{where} is neither a folder nor a file; name {wanted}")
 
 
 def _require_files(folder: Path, where: str) -> None:
     """Every name must be text and every link lead somewhere; the folder is only listed, no file is opened."""
-    wrong: dict[str, list[str]] = {"names that are not UTF-8": [], "links that lead nowhere": [], "folders that cannot be read": []}
-    not_text, dangling, closed = wrong.values()
+    kinds = ("names that are not UTF-8", "links that lead nowhere", "folders that cannot be read", "pipes, sockets or devices")
+    wrong: dict[str, list[str]] = {what: [] for what in kinds}
+    not_text, dangling, closed, special = wrong.values()
     waiting = [str(folder)]
     while waiting:
         directory = waiting.pop()
@@ -60,6 +63,8 @@ def _require_files(folder: Path, where: str) -> None:
                 waiting.append(entry.path)
             elif entry.is_symlink() and not os.path.exists(entry.path):
                 dangling.append(entry.path)
+            elif not (entry.is_file() or entry.is_dir()):  # DVC would wait for ever for what comes out of a pipe
+                special.append(entry.path)
     for what, paths in wrong.items():
         if paths:
             named = ", ".join(ascii(os.path.relpath(path, folder)) for path in paths[:NUM_NAMED])

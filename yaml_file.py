@@ -32,8 +32,18 @@ def parse_mapping(path: Path, text: str) -> dict:
     Raises:
         PipelineError: naming the file, and the line where there is one.
     """
+    tree = parse(path, text)
+    if tree is None:
+        raise PipelineError(f"{path}: is empty, and must hold one mapping of sections; presets/default.yaml is a whole one")
+    if not isinstance(tree, dict):
+        raise PipelineError(f"{path}: must hold one mapping of sections, found {type(tree).__name__}")
+    return tree
+
+
+def parse(path: Path, text: str) -> Any:
+    """Whatever a file's text holds; refused as in ``parse_mapping`` when it is no YAML, or gives a key twice."""
     try:
-        tree = yaml.load(text, _UniqueKeyLoader)
+        return yaml.load(text, _UniqueKeyLoader)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
         where = f"line {mark.line + 1}: " if mark else ""
@@ -41,11 +51,8 @@ def parse_mapping(path: Path, text: str) -> dict:
         raise PipelineError(f"{path}: {where}not valid YAML: {' '.join(str(what).split())}") from None
     except (ValueError, RecursionError) as error:  # a number or a date that is none; mappings a thousand deep
         raise PipelineError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
-    if tree is None:
-        raise PipelineError(f"{path}: is empty, and must hold one mapping of sections; presets/default.yaml is a whole one")
-    if not isinstance(tree, dict):
-        raise PipelineError(f"{path}: must hold one mapping of sections, found {type(tree).__name__}")
-    return tree
+    except (LookupError, AttributeError, TypeError):  # what PyYAML makes of !!bool x, !!int '', !!timestamp x and !!set [x]
+        raise PipelineError(f"{path}: not valid YAML: a value is not of the type that its tag (!!...) says; leave the tag out") from None
 
 
 def require_one_reading(path: Path, text: str, tree: dict) -> None:

@@ -1,12 +1,14 @@
 """Write a trained generator, or its autoencoder for diffusers, as a folder that needs nothing of this project."""
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
 from errors import PipelineError, explain_os_error, is_out_of_memory
 from export.package import require_free, write_diffusers, write_export, write_generator
 from export.run import read_run
+from source_check import PRODUCED
 
 FORMATS = {"generator": write_generator, "diffusers": write_diffusers}
 
@@ -18,6 +20,10 @@ def export(root: Path, arm: str, seed: int, target: Path, layout: str = "generat
         PipelineError: when a stage has not been run, its results do not belong together, or ``target`` is taken.
     """
     require_free(target)  # before the weights are read
+    real = Path(os.path.realpath(target))
+    inside = next((name for name in PRODUCED if real.is_relative_to(os.path.realpath(root / name))), None)
+    if inside:
+        raise PipelineError(f"--to {target}: lies in {inside}/, whose files belong to the pipeline; name a folder elsewhere")
     run = read_run(root, arm, seed)
     write_export(target, lambda folder: FORMATS[layout](folder, run))
 
@@ -29,7 +35,9 @@ def main() -> None:
     parser.add_argument("--to", type=Path, required=True, metavar="FOLDER", help="a new or empty folder")
     parser.add_argument("--format", choices=FORMATS, default="generator", help="diffusers: the autoencoder alone, in its layout")
     arguments = parser.parse_args()
-    target = arguments.to.resolve()
+    target = Path(os.path.realpath(arguments.to))
+    if arguments.seed < 0:
+        sys.exit(f"error: export: --seed {arguments.seed}: must be 0 or larger")
     try:
         export(Path("."), arguments.arm, arguments.seed, target, arguments.format)
     except PipelineError as error:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+from errors import one_line
 from export.run import Run
 
 PARTS = ("encoder", "bottleneck", "decoder", "prior")
@@ -144,4 +145,5 @@ def _names(classes: list[str]) -> str:
 
 def _table(head: tuple[str, ...], rows: Iterable[tuple]) -> str:
     lines = [head, ("---",) * len(head), *rows]
-    return "\n".join(f"| {' | '.join(str(cell) for cell in line)} |" for line in lines)
+    cells = [[one_line(str(cell)).replace("|", r"\|") for cell in line] for line in lines]  # a class may be called anything
+    return "\n".join(f"| {' | '.join(line)} |" for line in cells)

@@ -10,7 +10,8 @@
 import hashlib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from numbers import Integral, Real
 from pathlib import Path
 
 import torch
@@ -22,20 +23,21 @@ from models.bottleneck import build_bottleneck
 from models.priors import SAMPLERS, build_prior, generate
 from training.randomness import RowRandomness, draw_labels, whole_batches
 
+MIN_TEMPERATURE, MAX_FACTOR = 1e-6, 1e6  # beyond, fp32 overflows; what comes out then looks like an image and is none
 # As kinds.py has them for params.yaml, which does not come along.
 ALLOWED = {
     "sampler": (lambda value: value in SAMPLERS, f"one of {', '.join(SAMPLERS)}, as far as it fits the prior"),
-    "temperature": (lambda value: is_number(value) and value > 0, "a number above 0"),
+    "temperature": (lambda value: is_number(value) and value >= MIN_TEMPERATURE, f"a number from {MIN_TEMPERATURE} on"),
     "top_k": (lambda value: value is None or (is_integer(value) and value > 0), "a whole number above 0, or None"),
     "top_p": (lambda value: value is None or (is_number(value) and 0 < value <= 1), "a number above 0 and up to 1, or None"),
-    "guidance_scale": (lambda value: is_number(value) and value >= 0, "a number from 0 on"),
+    "guidance_scale": (lambda value: is_number(value) and 0 <= value <= MAX_FACTOR, f"a number from 0 to {MAX_FACTOR:.0f}"),
     "guidance_interval": (
         lambda value: isinstance(value, list | tuple) and len(value) == 2 and all(map(is_number, value)) and 0 <= value[0] <= value[1] <= 1,
         "two rising numbers from 0 to 1",
     ),
     "num_steps": (lambda value: is_integer(value) and value > 0, "a whole number above 0"),
-    "choice_temperature": (lambda value: is_number(value) and value >= 0, "a number from 0 on"),
-    "churn": (lambda value: is_number(value) and value >= 0, "a number from 0 on"),
+    "choice_temperature": (lambda value: is_number(value) and 0 <= value <= MAX_FACTOR, f"a number from 0 to {MAX_FACTOR:.0f}"),
+    "churn": (lambda value: is_number(value) and 0 <= value <= MAX_FACTOR, f"a number from 0 to {MAX_FACTOR:.0f}"),
 }
 PARTS = ("encoder", "bottleneck", "decoder", "prior")
 
@@ -107,6 +109,7 @@ class Generator:
             TypeError: for a setting that this generator's sampler does not have.
         """
         self._check(settings, num_images=(num_images, 0), seed=(seed, 0), first=(first, 0), batch_size=(batch_size, 1))
+        num_images, seed, first, batch_size = map(int, (num_images, seed, first, batch_size))  # numpy's would overflow
         indices = range(first, first + num_images)
         given = None if labels is None else self._check_labels(labels, num_images)  # (N,)
         batches = [torch.empty(0, 3, self.config["image_size"], self.config["image_size"], dtype=torch.uint8)]
@@ -127,7 +130,9 @@ class Generator:
             ValueError: for images of another shape or type.
         """
         size = self.config["image_size"]
-        if images.ndim != 4 or images.shape[1:] != (3, size, size) or images.dtype != torch.uint8:
+        if not isinstance(images, Tensor):
+            raise ValueError(f"images must be uint8 (B, 3, {size}, {size}), a tensor of torch, got {type(images).__name__}")
+        if images.ndim != 4 or images.shape[1:] != (3, size, size) or images.dtype != torch.uint8 or not len(images):
             raise ValueError(f"images must be uint8 (B, 3, {size}, {size}), got {str(images.dtype)[6:]} {tuple(images.shape)}")
         return self.bottleneck.encode(self.encoder(from_uint8(images.to(self.device))))
 
@@ -136,11 +141,13 @@ class Generator:
         """Latents, as ``encode`` gives them, to images, uint8 (B, 3, H, W).
 
         Raises:
-            ValueError: for latents of another kind or shape, or tokens that are no code's.
+            ValueError: for latents of another kind or shape, tokens that are no code's, or numbers that are not finite.
         """
-        self._check_latents(latents)
-        latents = {name: tensor.to(self.device) for name, tensor in latents.items()}
-        return to_uint8(self.decoder(self.bottleneck.decode(latents)))
+        name = "tokens" if self.bottleneck.is_discrete else "mean"
+        self._check_latents(latents, name)
+        tensor = latents[name].to(self.device)
+        tensor = tensor.long() if self.bottleneck.is_discrete else tensor.float()
+        return to_uint8(self.decoder(self.bottleneck.decode({name: tensor})))
 
     def draw_labels(self, indices: range, seed: int = 0) -> Tensor:
         """The labels that ``sample`` gives the images with these indices by default: (N,) int64.
@@ -163,32 +170,44 @@ class Generator:
         if settings.get("guidance_scale", 1) != 1 and not self.classes:
             raise ValueError("guidance_scale other than 1 needs classes, and this generator is not class-conditional")
 
-    def _check_latents(self, latents: dict[str, Tensor]) -> None:
-        prior, is_discrete = self.config["prior"], self.bottleneck.is_discrete
-        name, size = "tokens" if is_discrete else "mean", prior["latent_size"]
-        shape = (size, size) if is_discrete else (prior["latent_channels"], size, size)
-        if name not in latents or latents[name].ndim != len(shape) + 1 or latents[name].shape[1:] != shape:
-            found = ", ".join(f"{key} {tuple(tensor.shape)}" for key, tensor in latents.items())
-            raise ValueError(f"latents must have {name} (B, {', '.join(map(str, shape))}), got {found or 'nothing'}")
-        tokens = latents[name]
-        if is_discrete and (tokens.is_floating_point() or (tokens.numel() and not 0 <= tokens.min() <= tokens.max() < prior["num_codes"])):
+    def _check_latents(self, latents: dict[str, Tensor], name: str) -> None:
+        prior, size = self.config["prior"], self.config["prior"]["latent_size"]
+        shape = (size, size) if self.bottleneck.is_discrete else (prior["latent_channels"], size, size)
+        given = latents if isinstance(latents, Mapping) else {}
+        tensors = {key: tensor for key, tensor in given.items() if isinstance(tensor, Tensor)}
+        if name not in tensors or tensors[name].ndim != len(shape) + 1 or tensors[name].shape[1:] != shape:
+            found = ", ".join(f"{key} {tuple(tensor.shape)}" for key, tensor in tensors.items())
+            raise ValueError(f"latents must have {name} (B, {', '.join(map(str, shape))}), a tensor of torch, got {found or 'nothing'}")
+        values = tensors[name]
+        if not self.bottleneck.is_discrete:
+            if not values.is_floating_point() or not values.isfinite().all():
+                raise ValueError("latents are not finite numbers; if they were sampled, lower guidance_scale")
+            return
+        is_whole = not values.is_floating_point() and not values.is_complex() and values.dtype != torch.bool
+        if not is_whole or (values.numel() and not 0 <= values.min() <= values.max() < prior["num_codes"]):
             raise ValueError(f"tokens must be whole numbers from 0 to {prior['num_codes'] - 1}")
 
     def _check_labels(self, labels: Sequence[int | str], num_images: int) -> Tensor:
         if not self.classes:
             raise ValueError("labels were given, but this generator is not class-conditional")
+        labels = labels.tolist() if hasattr(labels, "tolist") else labels  # tensors and arrays
+        if not isinstance(labels, Sequence) or isinstance(labels, str):
+            raise ValueError(f"labels must be a list with a number or a name for each image, got {labels!r}")
         if len(labels) != num_images:
             raise ValueError(f"{len(labels)} labels were given for {num_images} images")
         known = {name: number for number, name in enumerate(self.classes)} | {number: number for number in range(len(self.classes))}
-        wrong = [label for label in labels if label not in known]
+        wrong = [label for label in labels if not (isinstance(label, str) or is_integer(label)) or label not in known]
         if wrong:
             raise ValueError(f"no class {wrong[0]!r}; ``classes`` names the {len(self.classes)} there are")
         return torch.tensor([known[label] for label in labels], dtype=torch.int64)
 
 
 def is_number(value) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    try:
+        return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:  # a whole number larger than any float
+        return False
 
 
 def is_integer(value) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, Integral) and not isinstance(value, bool)

@@ -34,7 +34,12 @@ def open_huggingface(
     names = [] if label_column is None else getattr(table.features[label_column], "names", None)
     if names is None:
         raise PipelineError(f"{where}: label_column: {label_column!r} does not hold class labels; choose another, or leave it out")
-    return HuggingFaceReader(table.cast_column(image_column, datasets.Image(decode=False)), image_column, label_column, list(names))
+    try:
+        table = table.cast_column(image_column, datasets.Image(decode=False))
+    except Exception as error:  # pyarrow's and the library's own
+        reason = " ".join(str(error).split())[:200]
+        raise PipelineError(f"{where}: image_column: {image_column!r} does not hold images ({reason}); choose another") from None
+    return HuggingFaceReader(table, image_column, label_column, list(names))
 
 
 class HuggingFaceReader:

@@ -9,18 +9,28 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from errors import PipelineError
 from ingest.avatars import AvatarsReader, key_of
 from ingest.huggingface_images import open_huggingface
 from ingest.items import Item, Source, safe_key
 from ingest.torchvision_images import open_torchvision
+from yaml_file import parse
 
 Text = Annotated[str, Field(min_length=1)]
-PositiveInt = Annotated[int, Field(gt=0)]
 SplitName = Literal["train", "validation"]
+MAX_AVATARS = 10_000_000  # all are listed before the first is drawn
+
+
+def _require_different(names: list[str] | None) -> list[str] | None:
+    twice = next((name for number, name in enumerate(names or []) if name in names[:number]), None)
+    if twice is not None:
+        raise ValueError(f"{twice!r} is there twice; give every class a name of its own")
+    return names
+
+
+Classes = Annotated[list[Text] | None, AfterValidator(_require_different)]  # None: as the library names them
 
 
 class Recipe(BaseModel):
@@ -32,7 +42,7 @@ class Recipe(BaseModel):
 class Avatars(Recipe):
     """Cartoon faces, drawn here; see ingest/avatars.py."""
 
-    num_images: PositiveInt
+    num_images: Annotated[int, Field(gt=0, le=MAX_AVATARS)]
     seed: Annotated[int, Field(ge=0)]
     draw_size: Annotated[int, Field(ge=16, le=4096)]
     splits: ClassVar[dict] = {}
@@ -48,10 +58,13 @@ class Torchvision(Recipe):
     dataset: Text
     root: Text
     splits: Annotated[dict[SplitName, dict[str, str | int | float | bool]], Field(min_length=1)]
-    classes: list[Text] | None = None  # null: as the library names them
+    classes: Classes = None
 
     def open(self, where: str, split: str) -> Source:
-        root = str(Path(self.root).expanduser())
+        try:
+            root = str(Path(self.root).expanduser())
+        except RuntimeError:
+            raise PipelineError(f"{where}: root: {self.root} starts with the home of a user who has none; write the whole path") from None
         readers = {name: open_torchvision(where, self.dataset, root, arguments) for name, arguments in self.splits.items()}
         return _open_library(where, self.dataset, readers, self.classes, split)
 
@@ -65,7 +78,7 @@ class HuggingFace(Recipe):
     splits: Annotated[dict[SplitName, Text], Field(min_length=1)]
     image_column: Text = "image"
     label_column: Text | None = None
-    classes: list[Text] | None = None  # null: as the data set names them
+    classes: Classes = None
 
     def open(self, where: str, split: str) -> Source:
         readers = {
@@ -85,9 +98,9 @@ def load_recipe(path: Path) -> Recipe:
         PipelineError: naming the file, the key and what is allowed.
     """
     try:
-        tree = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise PipelineError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+        tree = parse(path, path.read_bytes().decode())
+    except UnicodeDecodeError as error:
+        raise PipelineError(f"{path}: not valid YAML: {error}; write it as UTF-8") from None
     if not isinstance(tree, dict) or "recipe" not in tree:
         raise PipelineError(f"{path}: recipe: missing; write recipe: and one of {', '.join(RECIPES)}")
     kind = tree.pop("recipe")

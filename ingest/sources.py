@@ -7,12 +7,13 @@ order and in any process.
 from __future__ import annotations
 
 import os
+import stat
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
 from errors import PipelineError
-from ingest.decoding import READABLE_EXTENSIONS
+from ingest.decoding import READABLE_EXTENSIONS, ImageError, require_size
 from ingest.items import Item, Source, require_known_classes, safe_key
 from ingest.recipes import open_recipe
 from ingest.tars import open_tars
@@ -157,5 +158,14 @@ class FolderReader:
     root: str
 
     def read(self, item: Item) -> tuple[bytes, int | None]:
-        with open(os.path.join(self.root, item.location), "rb") as file:
+        with open(os.path.join(self.root, item.location), "rb", opener=_open_at_once) as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise ImageError("not a file but a pipe, a device or a folder")
+            require_size(status.st_size)
             return file.read(), item.label
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    """A pipe would make the caller wait until somebody writes into it."""
+    return os.open(path, flags | os.O_NONBLOCK)

@@ -8,18 +8,22 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import tarfile
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from errors import PipelineError
+from errors import PipelineError, one_line
+from ingest.decoding import require_size
 from ingest.items import Item, Source, require_known_classes, safe_key
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 LABEL_KEYS = ("label", "class", "cls")  # of a .json member; the first that is there counts
 TAR_BLOCK = 512
+WHOLE_NUMBER = re.compile(r"[+-]?\d+")
+TAIL = 64 * 1024  # bytes from the end on that are looked at; tar fills up to 10 KiB with zeros
 
 
 class TarSample(NamedTuple):
@@ -48,7 +52,8 @@ def open_tars(root: Path, divided: dict[str, list[str]]) -> Source:
                     raise PipelineError(f"{root}: key {key} is in both {found[key].tar} and {tar}; keys must be unique, rename one")
                 found[key] = sample
         if not found:
-            raise PipelineError(f"{root}: no member of {tars[0]} or the other {split} tars is an image ({', '.join(IMAGE_EXTENSIONS)})")
+            named = ", ".join(tars[:3]) + (", ..." if len(tars) > 3 else "")
+            raise PipelineError(f"{root}: no image ({', '.join(IMAGE_EXTENSIONS)}) in {named}; add some, or name another source")
     classes, label_of = _classes(root, samples)
     prefix = {split: "" if split == "all" else f"{split}/" for split in samples}  # both splits may count from 0
     splits = {
@@ -69,6 +74,7 @@ class TarReader:
 
     def read(self, item: Item) -> tuple[bytes, int | None]:
         tar, offset, size = item.location
+        require_size(size)
         with open(os.path.join(self.root, tar), "rb") as file:
             return os.pread(file.fileno(), size, offset), item.label
 
@@ -76,16 +82,22 @@ class TarReader:
 def _read_tar(root: Path, name: str, ignored: Counter[str]) -> dict[str, TarSample]:
     """Key -> sample, in the order of the tar."""
     path = root / name
+    if not path.is_file():
+        raise PipelineError(f"{path}: is no file, or a link that leads to none; remove it")
     images: dict[str, tuple[str, int, int]] = {}
     labels: dict[str, dict[str, int | str | None]] = {"cls": {}, "json": {}}
     with path.open("rb") as file:
         for member in _members(path, file):
             key, extension = _split_name(path, member.name)
-            if extension in IMAGE_EXTENSIONS:
+            if key == "" or key.endswith("/"):  # such as .png: webdataset skips them
+                ignored["hidden members"] += 1
+            elif extension in IMAGE_EXTENSIONS:
                 if key in images:
                     raise PipelineError(f"{path}: {images[key][0]} and {member.name} have one key; a sample holds one image, rename one")
                 images[key] = (member.name, member.offset_data, member.size)
             elif extension in ("cls", "json"):
+                if key in labels[extension]:
+                    raise PipelineError(f"{path}: {member.name} is there twice; a sample has one label, remove one")
                 data = os.pread(file.fileno(), member.size, member.offset_data)
                 labels[extension][key] = _read_label(f"{path}: {member.name}", extension, data)
             else:
@@ -102,20 +114,30 @@ def _members(path: Path, file):
     tarfile takes a damaged header, and a file that just stops between two members, for the end of the tar, so the
     block of zeros that really ends one is looked for.
     """
+    num_bytes = os.fstat(file.fileno()).st_size
     damaged = PipelineError(f"{path}: truncated or damaged tar; fetch or write it again")
     try:
         with tarfile.open(fileobj=file, mode="r:") as tar:
             end = 0
             for member in tar:
-                if member.issym() or member.islnk() or member.isdev() or member.issparse():
-                    raise PipelineError(f"{path}: member {member.name} is a link, a device or sparse; write the tar again with plain files")
+                is_unknown = member.type not in tarfile.SUPPORTED_TYPES and member.size > 0
+                if member.issym() or member.islnk() or member.isdev() or member.issparse() or is_unknown:
+                    raise PipelineError(
+                        f"{path}: member {member.name} is a link, a device, sparse or of an unknown type; "
+                        "write the tar again with plain files"
+                    )
+                end = member.offset_data + (-(-member.size // TAR_BLOCK) * TAR_BLOCK if member.isfile() else 0)
+                if end > num_bytes:  # found before anybody makes room for so much
+                    raise damaged
                 if member.isfile():
                     yield member
-                end = member.offset_data + (-(-member.size // TAR_BLOCK) * TAR_BLOCK if member.isfile() else 0)
-    except (tarfile.TarError, EOFError):
+    except (tarfile.TarError, EOFError, ValueError, OverflowError):  # the last two: a size that no file can have
         raise damaged from None
-    if os.pread(file.fileno(), TAR_BLOCK, end) != bytes(TAR_BLOCK):
+    tail = os.pread(file.fileno(), TAIL, end)
+    if tail[:TAR_BLOCK] != bytes(TAR_BLOCK):
         raise damaged
+    if any(tail):
+        raise PipelineError(f"{path}: goes on after its end, as tars do that were joined by cat; put each into a file of its own")
 
 
 def _split_name(path: Path, member: str) -> tuple[str, str]:
@@ -132,17 +154,18 @@ def _read_label(where: str, extension: str, data: bytes) -> int | str | None:
     try:
         text = data.decode().strip()
         label = text if extension == "cls" else json.loads(text)
-    except ValueError as error:
+        if extension == "json":
+            present = [key for key in LABEL_KEYS if isinstance(label, dict) and label.get(key) is not None]
+            if not present:
+                return None  # other facts about the image; whether all samples have a label is checked over the whole source
+            label = label[present[0]]
+        if isinstance(label, str) and WHOLE_NUMBER.fullmatch(label):
+            label = int(label)
+    except (ValueError, RecursionError) as error:
         raise PipelineError(f"{where}: cannot be read as {'a label' if extension == 'cls' else 'JSON'} ({error}); write it again") from None
-    if extension == "json":
-        present = [key for key in LABEL_KEYS if isinstance(label, dict) and label.get(key) is not None]
-        if not present:
-            return None  # other facts about the image; whether all samples have a label is checked over the whole source
-        label = label[present[0]]
-    if isinstance(label, str) and label.isdecimal():
-        label = int(label)
-    if isinstance(label, bool) or not isinstance(label, int | str) or label == "" or (isinstance(label, int) and label < 0):
-        raise PipelineError(f"{where}: label {label!r} is neither a class index from 0 nor a class name")
+    is_index = isinstance(label, int) and not isinstance(label, bool) and label >= 0
+    if not is_index and not (isinstance(label, str) and label and one_line(label) == label):
+        raise PipelineError(f"{where}: label {repr(label)[:80]} is neither a class index from 0 nor a class name; write it again")
     return label
 
 

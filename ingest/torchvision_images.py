@@ -8,6 +8,7 @@ from typing import Any
 from PIL import Image
 
 from errors import PipelineError
+from ingest.decoding import one_line_reasons
 
 
 def open_torchvision(where: str, dataset: str, root: str, arguments: dict[str, Any]) -> TorchvisionReader:
@@ -33,10 +34,13 @@ def open_torchvision(where: str, dataset: str, root: str, arguments: dict[str, A
     reader = TorchvisionReader(dataset, {"root": root, **arguments} if "root" in known else dict(arguments))
     try:
         reader.open(download=True)
-    except (OSError, RuntimeError, ValueError, ImportError) as error:  # no network, wrong checksum, wrong split name
+    except MemoryError:
+        raise
+    except Exception as error:  # no network, wrong checksum or split name, an argument that is missing or of another type, damaged files
         reason = " ".join(str(error).split())[:200]
         raise PipelineError(
             f"{where}: torchvision cannot open {dataset} in {root} ({type(error).__name__}: {reason}); "
+            f"check the arguments under splits ({', '.join(known)}), "
             "run once with a network, or copy that folder from a machine that has it"
         ) from None
     return reader
@@ -67,7 +71,8 @@ class TorchvisionReader:
     def read(self, index: int) -> tuple[Image.Image, Any]:
         if self.opened is None:
             self.open(download=False)
-        image, label = self.opened[index]
+        with one_line_reasons():  # it opens and decodes files itself
+            image, label = self.opened[index]
         if not isinstance(image, Image.Image):
             kind = type(image).__name__
             raise PipelineError(f"torchvision.datasets.{self.dataset} yields {kind} instead of images; use another data set")

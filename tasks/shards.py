@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from itertools import chain, islice
 from pathlib import Path
 
-from errors import PipelineError
+from errors import PipelineError, one_line
 from ingest.items import Item, Source
 from ingest.preparation import Preparation, Prepared
 from ingest.sources import describe_counts, open_source
@@ -33,7 +33,7 @@ def run(params, inputs, outputs) -> dict:
             "or set it to false"
         )
     if source.ignored:
-        print(f"{inputs.source}: ignored {describe_counts(source.ignored)}", file=sys.stderr)
+        print(one_line(f"{inputs.source}: ignored {describe_counts(source.ignored)}"), file=sys.stderr)
     # Stretches of items in the order they are read, and the splits each fills: a name and at most how many images.
     if dataset.split == "random":
         items = _shuffled(source.splits["all"])

@@ -40,11 +40,13 @@ def complaint_about_source(project: Path, source: str) -> str:
         ("artifacts", "lies in artifacts/, which the pipeline writes"),
         ("artifacts/shards", "lies in artifacts/"),
         ("dangling", "is a link to nowhere, where nothing is"),
+        ("pipe", "is neither a folder nor a file; name a folder of images"),
     ],
 )
 def test_source_that_cannot_be_one(project, source, message):
     (project / "link_home").symlink_to("..")
     (project / "dangling").symlink_to("nowhere")
+    os.mkfifo(project / "pipe")
     assert complaint_about_source(project, source).startswith(message)
 
 
@@ -66,6 +68,10 @@ def test_files_that_dvc_cannot_take_are_counted_and_named(project):
     path = project / "params.yaml"
     path.write_text(yaml.safe_dump(changed({"dataset.source": "images"})))
     assert check_file(path).dataset.source == "images"
+    os.mkfifo(project / "images/deep/pipe.png")
+    (project / "images/null.png").symlink_to("/dev/null")
+    message = complaint_about_source(project, "images")
+    assert message.startswith("has 2 pipes, sockets or devices, which DVC cannot take: 'null.png', 'deep/pipe.png'; rename, mend or delete")
     for number in range(4):
         (project / f"images/deep/{number}.png").symlink_to("nowhere.png")
     message = complaint_about_source(project, "images")

@@ -16,8 +16,7 @@ import export.package
 from errors import PipelineError
 from export.__main__ import export as export_run
 from export.__main__ import main
-from export.generator import ALLOWED, Generator
-from kinds import Sample, kinds_of
+from export.generator import Generator
 from stage import PROJECT
 from storage.decoders import load_decoder
 from storage.files import read_json, write_json
@@ -40,28 +39,6 @@ with open("images", "wb") as file:
     file.write(bytes(images.flatten().tolist()))
 print(*(module.__file__ for module in list(sys.modules.values()) if getattr(module, "__file__", None)), sep="\\n")
 """
-
-
-@pytest.fixture(scope="module")
-def roots(tmp_path_factory):
-    """A finished run of each family; the transformer's and the DiT's are class-conditional."""
-    folder = tmp_path_factory.mktemp("runs")
-    return {family: write_run(folder / family, family, family != "maskgit") for family in ("transformer", "maskgit", "dit")}
-
-
-@pytest.fixture(scope="module")
-def folders(roots, tmp_path_factory):
-    """Each of them exported."""
-    folder = tmp_path_factory.mktemp("exported")
-    for family, root in roots.items():
-        export_run(root, "dae", SEED, folder / family)
-    return {family: folder / family for family in roots}
-
-
-@pytest.fixture
-def spoiled(roots, tmp_path):
-    """A copy of a run to spoil."""
-    return shutil.copytree(roots["transformer"], tmp_path / "copy")
 
 
 def refused(root: Path, **options) -> str:
@@ -101,67 +78,6 @@ def assert_same_but_for_rounding(images: torch.Tensor, expected: torch.Tensor, n
     same = differences[differences.amax(dim=1) <= 1]
     assert len(same) >= len(images) - num_other_tokens
     assert same.float().mean() <= 0.01
-
-
-def test_settings_can_be_replaced_and_no_others_given(folders):
-    generator = Generator(folders["dit"])
-    assert generator.settings == {"sampler": "heun", "num_steps": 3, "guidance_interval": [0.0, 1.0], "guidance_scale": 2.0}
-    assert not torch.equal(generator.sample(2, guidance_scale=1.0), generator.sample(2))
-    assert generator.sample(0).shape == (0, 3, SIZE, SIZE)
-    with pytest.raises(TypeError, match=r"no setting 'top_k'; .* guidance_interval, guidance_scale, num_steps, sampler"):
-        generator.sample(2, top_k=3)
-
-
-@pytest.mark.parametrize(
-    ("family", "wrong", "message"),
-    [
-        ("transformer", {"num_images": -1}, "num_images must be a whole number from 0 on, got -1"),
-        ("transformer", {"num_images": 2.0}, "num_images must be a whole number"),
-        ("transformer", {"num_images": True}, "num_images must be a whole number"),
-        ("transformer", {"seed": -1}, "seed must be a whole number from 0 on"),
-        ("transformer", {"first": -3}, "first must be"),
-        ("transformer", {"batch_size": 0}, "batch_size must be a whole number from 1 on"),
-        ("transformer", {"temperature": 0}, "temperature must be a number above 0, got 0"),
-        ("transformer", {"temperature": float("nan")}, "temperature must be a number above 0, got nan"),
-        ("transformer", {"temperature": "1"}, "temperature must be"),
-        ("transformer", {"top_k": 0}, "top_k must be"),
-        ("transformer", {"top_p": 1.5}, "top_p must be"),
-        ("transformer", {"guidance_scale": float("inf")}, "guidance_scale must be"),
-        ("maskgit", {"guidance_scale": 2.0}, "guidance_scale other than 1 needs classes"),
-        ("maskgit", {"num_steps": 0}, "num_steps must be"),
-        ("maskgit", {"choice_temperature": -1}, "choice_temperature must be"),
-        ("dit", {"guidance_interval": [0.6, 0.3]}, "guidance_interval must be two rising numbers"),
-        ("dit", {"sampler": "ddim"}, "sampler must be one of"),
-        ("dit", {"sampler": "autoregressive"}, "sampler 'autoregressive' does not fit a DiT"),
-    ],
-)
-def test_arguments_are_held_to_the_rules_of_params(folders, family, wrong, message):
-    with pytest.raises(ValueError, match=re.escape(message)):
-        Generator(folders[family]).sample(**{"num_images": 1, **wrong})
-
-
-def test_every_setting_of_a_sampler_has_a_rule():
-    samplers = kinds_of(Sample, "sampler").values()
-    settings = {name for section in samplers for name in section.model_fields}
-    assert settings - {"num_images", "batch_size", "images_per_shard"} == ALLOWED.keys()
-
-
-def test_images_and_latents_of_other_shapes_are_refused(folders):
-    images = torch.zeros(2, 3, SIZE, SIZE, dtype=torch.uint8)
-    for family in ("transformer", "dit"):
-        generator = Generator(folders[family])
-        for wrong in (images.float(), images[0], images[:, :, :-1], images[:, :1]):
-            with pytest.raises(ValueError, match=f"images must be uint8 .B, 3, {SIZE}, {SIZE}., got"):
-                generator.encode(wrong)
-        latents = generator.encode(images)
-        wrong = [{}, {"mean": torch.zeros(1, 2, 2)}, {name: tensor[..., :-1] for name, tensor in latents.items()}]
-        for latent in wrong:
-            with pytest.raises(ValueError, match="latents must have"):
-                generator.decode(latent)
-    generator = Generator(folders["transformer"])
-    for value in (-1, 16):
-        with pytest.raises(ValueError, match="whole numbers from 0 to 15"):
-            generator.decode({"tokens": torch.full((1, 4, 4), value)})
 
 
 def test_the_exported_folder_names_no_place_of_this_machine(tmp_path):
@@ -256,6 +172,13 @@ def test_the_card_says_what_is_on_record(folders, roots):
     assert "labels=" not in (folders["maskgit"] / "README.md").read_text()
 
 
+def test_odd_class_names_leave_the_tables_of_the_card_whole(spoiled):
+    manifest = spoiled / "artifacts/shards/manifest.json"
+    write_json(manifest, {**read_json(manifest), "classes": ["a|b", "c\nd"]})
+    export_run(seal(spoiled), "dae", SEED, spoiled / "exported")
+    assert r"| classes | a\|b, c\nd |" in (spoiled / "exported/README.md").read_text()
+
+
 def test_two_generators_side_by_side(folders, monkeypatch):
     """With their parent on the path; neither disturbs the project's own ``models``."""
     monkeypatch.syspath_prepend(folders["dit"].parent)
@@ -316,6 +239,37 @@ def test_the_command(roots, tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().out == f"{target}: README.md says how to use it\n"
     with pytest.raises(SystemExit, match=f"^error: export: --to {target}: exists and is not an empty folder; name another, or delete it$"):
         main()
+
+
+@pytest.mark.parametrize("place", ["artifacts/mine", f"artifacts/stage1/{RUN}/mine", "metrics/mine", "link/mine"])
+def test_an_export_into_what_the_pipeline_writes_is_refused(spoiled, place):
+    """There it would be a file too many of a stage, and the run would be refused from then on."""
+    (spoiled / "link").symlink_to("artifacts")
+    message = f"--to {spoiled / place}: lies in {place.partition('/')[0].replace('link', 'artifacts')}/, whose files belong to the pipeline"
+    with pytest.raises(PipelineError, match=re.escape(message)):
+        export_run(spoiled, "dae", SEED, spoiled / place)
+    assert not list(spoiled.rglob("mine"))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            ["--seed", str(SEED), "--to", "loop/folder"],
+            r"error: export: .*/loop: .*; .*, then run it again$",
+        ),
+        (["--seed", "-1", "--to", "new"], "error: export: --seed -1: must be 0 or larger$"),
+        (["--seed", str(SEED), "--to", "x" * 250], "error: export: .*: File name too long; "),
+        (["--seed", str(SEED), "--to", ""], "error: export: --to .*: exists and is not an empty folder"),
+    ],
+)
+def test_mistakes_on_the_command_line_are_one_line(spoiled, monkeypatch, options, message):
+    monkeypatch.chdir(spoiled)
+    (spoiled / "loop").symlink_to("loop")
+    monkeypatch.setattr(sys, "argv", ["export", "--arm", "dae", *options])
+    with pytest.raises(SystemExit, match=f"^{message}") as error:
+        main()
+    assert "\n" not in str(error.value)
 
 
 def test_a_place_that_cannot_be_written_is_one_line(roots, tmp_path, monkeypatch):

@@ -6,7 +6,7 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image, ImageCms
+from PIL import Image
 
 from ingest.decoding import ImageError, decode_source_image, resize_and_crop
 
@@ -144,20 +144,22 @@ def test_one_pixel_image():
     assert decode(file_of(Image.new("RGB", (1, 1), (1, 2, 3)), "PNG")).tolist() == [[[1, 2, 3]]]
 
 
-def png_header(width: int, height: int) -> bytes:
-    """A PNG that claims a size and holds no pixels at all."""
+def png(width: int, height: int, depth: int, colour_type: int, rows: bytes, chunks: dict[bytes, bytes] | None = None) -> bytes:
+    """A PNG of these rows, filter bytes included, with more chunks before its pixels."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)) + chunk(b"IDAT", b"")
+    header = struct.pack(">IIBBBBB", width, height, depth, colour_type, 0, 0, 0)
+    entries = ((b"IHDR", header), *(chunks or {}).items(), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*entry) for entry in entries)
 
 
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("side", [101, 20_000, 60_000])  # beyond ours; beyond PIL's warning; beyond PIL's error
 def test_decompression_bomb_is_refused_by_its_header(side):
     with pytest.raises(ImageError, match=f"{side}x{side} pixels, more than dataset.max_image_pixels 10000"):
-        decode_source_image(png_header(side, side), LIMIT)
+        decode_source_image(png(side, side, 8, 2, b""), LIMIT)
 
 
 @pytest.mark.filterwarnings("error")
@@ -236,81 +238,6 @@ def test_cropping_alone_blurs_nothing():
     assert (np.asarray(resize_and_crop(Image.fromarray(pixels), 8, "lanczos", "center")) == pixels[:, 1:9]).all()
 
 
-def icc_profile(space: bytes, tags: dict[bytes, bytes]) -> bytes:
-    """A display profile of version 2, as ICC.1:2001 lays it out."""
-    tags = {b"desc": b"desc" + bytes(4) + struct.pack(">I", 5) + b"test\0" + bytes(78), b"wtpt": xyz(0.9642, 1.0, 0.8249), **tags}
-    offset, table, body = 128 + 4 + 12 * len(tags), b"", b""
-    for name, data in tags.items():
-        data += bytes(-len(data) % 4)
-        table += name + struct.pack(">II", offset + len(body), len(data))
-        body += data
-    size = offset + len(body)
-    header = struct.pack(">I4s4s4s4s4s", size, bytes(4), bytes.fromhex("02400000"), b"mntr", space, b"XYZ ") + bytes(12) + b"acsp"
-    header = header.ljust(68, b"\0") + struct.pack(">iii", 63190, 65536, 54061)
-    return header.ljust(128, b"\0") + struct.pack(">I", len(tags)) + table + body
-
-
-def xyz(*values: float) -> bytes:
-    return b"XYZ " + bytes(4) + struct.pack(">iii", *(round(value * 65536) for value in values))
-
-
-def gamma(value: float) -> bytes:
-    return b"curv" + bytes(4) + struct.pack(">IH", 1, round(value * 256))
-
-
-ADOBE_PRIMARIES = np.array([[0.60974, 0.20528, 0.14919], [0.31111, 0.62567, 0.06322], [0.01947, 0.06087, 0.74457]])  # columns: r, g, b
-SRGB_PRIMARIES = np.array([[0.43607, 0.38515, 0.14307], [0.22249, 0.71687, 0.06061], [0.01392, 0.09708, 0.71410]])
-ADOBE_GAMMA = 563 / 256
-ADOBE = icc_profile(
-    b"RGB ",
-    {b"%cXYZ" % c: xyz(*ADOBE_PRIMARIES[:, n]) for n, c in enumerate(b"rgb")} | {b"%cTRC" % c: gamma(ADOBE_GAMMA) for c in b"rgb"},
-)
-
-
-def srgb_of(linear: np.ndarray) -> np.ndarray:
-    """IEC 61966-2-1."""
-    linear = linear.clip(0, 1)
-    return 255 * np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
-
-
-def adobe_to_srgb(pixels: np.ndarray) -> np.ndarray:
-    return srgb_of((pixels / 255.0) ** ADOBE_GAMMA @ ADOBE_PRIMARIES.T @ np.linalg.inv(SRGB_PRIMARIES).T)
-
-
-@pytest.mark.parametrize("image_format", ["PNG", "TIFF", "WEBP", "JPEG"])
-def test_colours_are_those_the_profile_means(image_format):
-    pixels = np.full((8, 8, 3), (180, 120, 90), np.uint8)
-    options = {"lossless": True} if image_format == "WEBP" else {}
-    found = decode(file_of(Image.fromarray(pixels), image_format, icc_profile=ADOBE, **options))
-    expected = adobe_to_srgb(pixels)
-    assert np.abs(expected - pixels).max() > 10  # a file that ignores it shows something else
-    assert np.abs(found - expected).max() <= (4 if image_format == "JPEG" else 1.5)
-
-
-def test_a_profile_spares_alpha_and_palettes_have_it_too():
-    pixels = np.full((4, 4, 3), (180, 120, 90), np.uint8)
-    transparent = Image.fromarray(pixels)
-    transparent.putalpha(Image.fromarray(np.array([[255, 0, 255, 0]] * 4, np.uint8)))
-    found = decode(file_of(transparent, "PNG", icc_profile=ADOBE))
-    assert (found[:, 1] == 255).all() and np.abs(found[:, 0] - adobe_to_srgb(pixels)[:, 0]).max() <= 1.5
-    palette = Image.fromarray(pixels).quantize(4)
-    assert np.abs(decode(file_of(palette, "PNG", icc_profile=ADOBE)) - adobe_to_srgb(pixels)).max() <= 1.5
-
-
-@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
-def test_grey_profiles_count(dtype):
-    linear = icc_profile(b"GRAY", {b"kTRC": gamma(1.0)})
-    grey = Image.fromarray(np.full((4, 4), 64 * (257 if dtype == np.uint16 else 1), dtype))
-    assert np.abs(decode(file_of(grey, "PNG", icc_profile=linear)) - srgb_of(np.array(64 / 255))).max() <= 1.5
-
-
-def test_profiles_of_srgb_broken_ones_and_those_of_other_modes_change_nothing():
-    pixels = noise(6, 5, 3)
-    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
-    for profile in (srgb, b"no profile", ADOBE[:200], icc_profile(b"GRAY", {b"kTRC": gamma(1.0)})):
-        assert (decode(file_of(Image.fromarray(pixels), "PNG", icc_profile=profile)) == pixels).all()
-
-
 def tiff(values: np.ndarray, photometric: int, sample_format: int) -> bytes:
     """An uncompressed little-endian TIFF of one strip, as TIFF 6.0 lays it out."""
     height, width = values.shape
@@ -329,6 +256,8 @@ def tiff(values: np.ndarray, photometric: int, sample_format: int) -> bytes:
         (np.array([[0, 65535, 257]], np.uint32), 1, 1, [0, 255, 1]),
         (np.array([[0, 2**32 - 1, 2**31]], np.uint32), 1, 1, [0, 255, 128]),
         (np.array([[-1, 1, 0]], np.int32), 1, 2, [0, 255, 128]),
+        (np.array([[-128, 127, 0]], np.int8), 1, 2, [0, 255, 128]),
+        (np.array([[0, 127, 1]], np.int8), 1, 2, [0, 127, 1]),
         (np.array([[0.0, 1.0, 0.2]], np.float32), 1, 3, [0, 255, 51]),
         (np.array([[700.0, 700.0]], np.float32), 1, 3, [255, 255]),
         (np.array([[-3.0, -3.0]], np.float32), 1, 3, [0, 0]),
@@ -339,18 +268,63 @@ def test_deep_tiffs(values, photometric, sample_format, expected):
     assert decode(tiff(values, photometric, sample_format))[0, :, 0].tolist() == expected
 
 
-def test_transparent_colour_of_16_bits():
-    grey = np.array([[1000, 1001]], np.uint16)
-    assert decode(png_with_transparency(grey, struct.pack(">H", 1000), 0))[0].tolist() == [[255] * 3, [4] * 3]
-    colours = np.array([[[0x1234, 0, 0], [0x5678, 0, 0]]], np.uint16)
-    assert decode(png_with_transparency(colours, struct.pack(">HHH", 0x1234, 0, 0), 2))[0].tolist() == [[255] * 3, [0x56, 0, 0]]
+@pytest.mark.parametrize("white", [255, 65535])  # the first by programs that took the map's entries for bytes
+def test_colour_maps_of_8_and_16_bits(white):
+    image = Image.new("P", (1, 1), 1)
+    image.putpalette([0, 0, 0, 255, 255, 0])
+    data = bytearray(file_of(image, "TIFF"))
+    at = data.index(struct.pack("<HHI", 320, 3, 768))
+    place = struct.unpack_from("<I", data, at + 8)[0]
+    colours = np.zeros((3, 256), np.uint16)
+    colours[:2, 1] = white, white // 2
+    data[place : place + 1536] = colours.tobytes()
+    assert decode(bytes(data))[0].tolist() == [[255, 127, 0]]
 
 
-def png_with_transparency(values: np.ndarray, transparent: bytes, colour_type: int) -> bytes:
-    def chunk(name: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+def test_12_bit_grey_has_its_own_white():
+    data = bytearray(tiff(np.array([[0xFF, 0xF8, 0x00]], np.uint8), 1, 1))  # 4095 and 2048
+    for tag, value in ((256, 2), (258, 12)):
+        at = data.index(struct.pack("<HH", tag, 4))
+        data[at : at + 12] = struct.pack("<HHII", tag, 4, 1, value)
+    assert decode(bytes(data))[0, :, 0].tolist() == [255, 128]
 
-    header = struct.pack(">IIBBBBB", values.shape[1], values.shape[0], 16, colour_type, 0, 0, 0)
-    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
-    chunks = ((b"IHDR", header), (b"tRNS", transparent), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
-    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*entry) for entry in chunks)
+
+def test_transparent_colours_of_any_depth():
+    deep_grey, deep_rgb = struct.pack(">HH", 1000, 1001), struct.pack(">6H", 0x1234, 0, 0, 0x5678, 0, 0)
+    assert decode(png(2, 1, 16, 0, b"\0" + deep_grey, {b"tRNS": deep_grey[:2]}))[0].tolist() == [[255] * 3, [4] * 3]
+    assert decode(png(2, 1, 16, 2, b"\0" + deep_rgb, {b"tRNS": deep_rgb[:6]}))[0].tolist() == [[255] * 3, [0x56, 0, 0]]
+    near = struct.pack(">6H", 0, 0, 0, 0x10, 0x20, 0x80)  # the same in the upper halves
+    assert decode(png(2, 1, 16, 2, b"\0" + near, {b"tRNS": bytes(6)}))[0].tolist() == [[255] * 3, [0] * 3]
+    assert decode(png(2, 1, 4, 0, b"\0\x5a", {b"tRNS": b"\0\x05"}))[0].tolist() == [[255] * 3, [170] * 3]
+    assert decode(png(4, 1, 2, 0, b"\0\x1b", {b"tRNS": b"\0\x01"}))[0, :, 0].tolist() == [0, 255, 170, 255]
+    assert decode(png(8, 1, 1, 0, b"\0\xf0", {b"tRNS": b"\0\x00"}))[0, :, 0].tolist() == [255] * 8
+
+
+def test_grey_with_premultiplied_alpha():
+    data = bytearray(tiff(np.array([[0x8040]], np.uint16), 1, 1))  # grey 64 of at most 128
+    for tag, count, value in ((258, 2, 0x00080008), (277, 1, 2), (339, 1, 0)):  # two samples of 8 bits; the last entry becomes ExtraSamples
+        at = data.index(struct.pack("<HH", tag, 4))
+        data[at : at + 12] = struct.pack("<HHII", 338 if tag == 339 else tag, 3, count, 1 if tag == 339 else value)
+    assert decode(bytes(data))[0].tolist() == [[64 + 127] * 3]
+
+
+def gif(width: int, frame: tuple[int, int], index: int) -> bytes:
+    """One row: red, green, blue and black are its colours, and pixels from ``frame[0]`` to ``frame[1]`` have one of them."""
+    palette = bytes([255, 0, 0, 0, 255, 0, 0, 0, 255, 0, 0, 0])
+    codes = [code for _ in range(*frame) for code in (4, index)] + [5]  # of 3 bits, each after a code that clears the table
+    packed = sum(code << 3 * number for number, code in enumerate(codes)).to_bytes(-(-3 * len(codes) // 8), "little")
+    head = b"GIF89a" + struct.pack("<HHBBB", width, 1, 0x81, 0, 0) + palette
+    return head + b"," + struct.pack("<HHHHB", frame[0], 0, frame[1] - frame[0], 1, 0) + bytes([2, len(packed)]) + packed + b"\0;"
+
+
+def test_nothing_is_around_a_gif_frame_smaller_than_its_image():
+    assert decode(gif(4, (1, 3), 2))[0].tolist() == [[255] * 3, [0, 0, 255], [0, 0, 255], [255] * 3]
+    assert decode(gif(2, (0, 2), 1))[0].tolist() == [[0, 255, 0]] * 2
+
+
+@pytest.mark.parametrize(("alpha", "shown"), [((0, 0), [[1, 2, 3]] * 2), ((0, 255), [[255] * 3, [1, 2, 3]])])
+def test_a_bmp_whose_alpha_is_0_everywhere_has_none(alpha, shown):
+    header = struct.pack("<IiiHHIIiiII", 108, 2, 1, 1, 32, 3, 8, 0, 0, 0, 0) + struct.pack("<IIII", 0xFF0000, 0xFF00, 0xFF, 0xFF000000)
+    pixels = b"".join(bytes([3, 2, 1, value]) for value in alpha)
+    data = b"BM" + struct.pack("<IHHI", 122 + len(pixels), 0, 0, 122) + header.ljust(108, b"\0") + pixels
+    assert decode(data)[0].tolist() == shown

@@ -1,17 +1,24 @@
 """Recipe files: what they draw or fetch, and one line for every mistake in them."""
 
 import colorsys
+import io
 import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
 
 from errors import PipelineError
 from ingest.avatars import FACTORS, draw_avatar, factors, index_of
-from ingest.decoding import to_rgb
+from ingest.decoding import ImageError, to_rgb
+from ingest.preparation import Preparation
 from ingest.recipes import load_recipe
 from ingest.sources import open_source
 
@@ -169,12 +176,34 @@ def test_label_beyond_the_named_classes(tmp_path):
         ("splits: {train: {download: true}}", "takes no argument 'download' here"),
         ("splits: {}", "splits: got {}"),
         ("splits: {val: {}}", "splits.val: got 'val'"),
+        (
+            "splits: {train: {size: many}}",
+            "torchvision cannot open FakeData in nowhere (TypeError: 'str' object cannot be interpreted as an integer)",
+        ),
+        ("dataset: DatasetFolder", "missing 1 required positional argument: 'loader'); check the arguments under splits (root, loader"),
+        ("root: ~nobody-of-that-name/x", "root: ~nobody-of-that-name/x starts with the home of a user who has none"),
     ],
 )
 def test_mistakes_in_a_torchvision_recipe(tmp_path, change, message):
     key = change.split(":")[0]
     text = "".join(line for line in (FAKE + "splits: {train: {}}\nclasses: []\n").splitlines(True) if not line.startswith(key))
     assert message in refusal(recipe(tmp_path, text + change))
+
+
+def test_damaged_files_of_a_torchvision_data_set_are_each_refused(tmp_path):
+    buffer = io.BytesIO()
+    Image.new("RGB", (40, 40), "red").save(buffer, "PNG")
+    whole = buffer.getvalue()
+    (tmp_path / "images/ant").mkdir(parents=True)
+    contents = [whole, whole[:60], whole[:40] + bytes(40), whole[:16] + b"\xff" * 30 + whole[46:], b"", b"text"]
+    for number, data in enumerate(contents):
+        (tmp_path / f"images/ant/{number}.png").write_bytes(data)
+    text = f"{{recipe: torchvision, dataset: ImageFolder, root: {tmp_path}/images, splits: {{train: {{}}}}}}"
+    source = open_source(recipe(tmp_path, text), "random")
+    preparation = Preparation(source.reader, 8, "box", "center", "png", 10_000)
+    reasons = [preparation.prepare(item).reason for item in source.splits["all"]]
+    assert [reason is None for reason in reasons] == [True, False, False, False, False, False]
+    assert not any("\n" in reason for reason in reasons[1:])
 
 
 def test_data_set_that_cannot_be_fetched_says_what_to_do(tmp_path, monkeypatch):
@@ -195,6 +224,22 @@ HUGGING_FACE = "{recipe: huggingface, dataset: some/name, splits: {train: train}
 def test_missing_datasets_library_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
     assert "pip install datasets" in refusal(recipe(tmp_path, HUGGING_FACE))
+
+
+class Table:
+    """A split as the datasets library has it, as far as it is asked before an image is read."""
+
+    column_names = ("number",)
+
+    def cast_column(self, column: str, feature: object):
+        raise TypeError("Couldn't cast array of type int64 to\n{'bytes': Value('binary'), 'path': Value('string')}")
+
+
+def test_a_column_that_holds_no_images_is_named(tmp_path, monkeypatch):
+    library = SimpleNamespace(load_dataset=lambda *_, **__: Table(), Image=lambda decode: None)
+    monkeypatch.setitem(sys.modules, "datasets", library)
+    text = HUGGING_FACE.replace("}}", "}, image_column: number}")
+    assert "image_column: 'number' does not hold images (Couldn't cast array of type int64 to {" in refusal(recipe(tmp_path, text))
 
 
 def test_hugging_face_folder(tmp_path, monkeypatch):
@@ -223,6 +268,15 @@ def test_hugging_face_folder(tmp_path, monkeypatch):
         ("{recipe: avatars, num_images: '3', seed: 0, draw_size: 64}", "num_images: got '3'; input should be a valid integer"),
         ("{recipe: avatars, num_images: 0, seed: 0, draw_size: 64}", "num_images: got 0"),
         ("{recipe: avatars, num_images: 3, seed: true, draw_size: 64}", "seed: got True"),
+        ("{recipe: avatars, num_images: 1000000000000, seed: 0, draw_size: 64}", "num_images: got 1000000000000; input should be less"),
+        ("{recipe: avatars, num_images: 3, seed: 0, draw_size: 64, seed: 1}", "seed is given twice"),
+        ("{recipe: avatars, num_images: 3, seed: 2001-99-99, draw_size: 64}", "not valid YAML: month must be in 1..12"),
+        (f"{{recipe: avatars, num_images: 3, seed: {'9' * 5000}, draw_size: 64}}", "not valid YAML: Exceeds the limit"),
+        ("{recipe: avatars, num_images: !!bool x, seed: 0, draw_size: 64}", "not valid YAML: a value is not of the type that its tag"),
+        ("{recipe: avatars, num_images: !!int '', seed: 0, draw_size: 64}", "not valid YAML: a value is not of the type that its tag"),
+        ("[" * 3000, "not valid YAML: maximum recursion depth exceeded"),
+        ('{recipe: avatars, num_images: 3, seed: 0, draw_size: 64, "a\\nb": 1}', r"a\nb: unknown key"),
+        (FAKE + "splits: {train: {}}\nclasses: [ant, bee, ant]", "'ant' is there twice; give every class a name of its own"),
     ],
 )
 def test_mistakes_in_a_recipe_file(tmp_path, text, message):
@@ -239,3 +293,50 @@ def test_mistakes_in_a_recipe_file(tmp_path, text, message):
 )
 def test_recipe_and_split_must_agree(tmp_path, text, split, message):
     assert message in refusal(recipe(tmp_path, text), split)
+
+
+SMALL_OR_ABSURD = st.integers(-3, 40) | st.sampled_from([2**31, 2**63, 10**30])
+VALUES = st.recursive(
+    st.none() | st.booleans() | SMALL_OR_ABSURD | st.floats() | st.text(max_size=4) | st.sampled_from(["train", "ant", "~x", "3", "a\nb"]),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["train", "validation", "size", "num_classes"]), inner, max_size=3)
+    ),
+    max_leaves=4,
+)
+PLAIN = {
+    "avatars": {"num_images": 3, "seed": 0, "draw_size": 16},
+    "torchvision": {
+        "dataset": "FakeData",
+        "root": "nowhere",
+        "splits": {"train": {"size": 3, "num_classes": 2}},
+        "classes": ["ant", "bee"],
+    },
+}
+CHANGED_KEYS = st.sampled_from(["recipe", "num_images", "seed", "draw_size", "root", "splits", "classes", "a\nb", 1])
+
+
+def read_or_refuse(path: Path, split: str) -> None:
+    try:
+        source = open_source(path, split)
+        for item in [items[0] for items in source.splits.values() if items]:
+            image, label = source.reader.read(item)
+            assert isinstance(image, Image.Image) and (label is None or 0 <= label < len(source.classes))
+    except PipelineError as error:
+        assert "\n" not in str(error) and str(path) in str(error)
+    except ImageError as error:  # arguments that the library refuses only when it makes an image
+        assert "\n" not in str(error)
+
+
+@given(st.sampled_from(sorted(PLAIN)), st.dictionaries(CHANGED_KEYS, VALUES, max_size=2), st.sampled_from(["random", "folders"]))
+def test_any_values_are_a_recipe_or_refused(tmp_path_factory, kind, changes, split):
+    text = yaml.safe_dump({"recipe": kind, **PLAIN[kind], **changes}, allow_unicode=True, sort_keys=False)
+    read_or_refuse(recipe(tmp_path_factory.mktemp("recipe"), text), split)
+
+
+@given(st.sampled_from(sorted(PLAIN)), st.floats(0, 1), st.binary(max_size=8), st.integers(0, 30))
+def test_any_bytes_are_a_recipe_or_refused(tmp_path_factory, kind, place, inserted, num_deleted):
+    content = yaml.safe_dump({"recipe": kind, **PLAIN[kind]}).encode()
+    start = int(place * len(content))
+    path = tmp_path_factory.mktemp("recipe") / "some.yaml"
+    path.write_bytes(content[:start] + inserted + content[start + num_deleted :])
+    read_or_refuse(path, "random")

@@ -1,6 +1,7 @@
 """Folders of images as sources: what is found, under which key and label, and what is refused in one line."""
 
 import os
+import socket
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ from PIL import Image
 
 from errors import PipelineError
 from ingest.items import safe_key
+from ingest.preparation import Preparation
 from ingest.sources import open_source
 
 
@@ -44,6 +46,24 @@ def test_reader_returns_the_bytes_of_the_file(tmp_path):
     source = open_source(put(tmp_path, "cat/1.png", "dog/2.png"), "random")
     for item in source.splits["all"]:
         assert source.reader.read(item) == ((tmp_path / item.name).read_bytes(), item.label)
+
+
+def test_a_file_too_large_for_memory_is_skipped_by_its_size(tmp_path):
+    source = open_source(put(tmp_path, "1.png"), "random")
+    os.truncate(tmp_path / "1.png", 2**32 + 1)  # takes no room on the disk
+    prepared = Preparation(source.reader, 8, "box", "center", "png", 10_000).prepare(source.splits["all"][0])
+    assert prepared.reason == "4294967297 bytes, more than an image's file may have (4294967296)"
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "socket", "folder"])
+def test_what_is_no_file_is_skipped_at_once(tmp_path, kind):
+    source, path = open_source(put(tmp_path, "1.png"), "random"), tmp_path / "1.png"
+    path.unlink()
+    with socket.socket(socket.AF_UNIX) as listener:
+        makers = {"pipe": os.mkfifo, "device": lambda path: path.symlink_to("/dev/zero"), "folder": os.mkdir}
+        makers.get(kind, lambda path: listener.bind(os.path.relpath(path)))(path)
+        prepared = Preparation(source.reader, 8, "box", "center", "png", 10_000).prepare(source.splits["all"][0])
+    assert prepared.image is None and prepared.reason.startswith(("not a file but a pipe", "cannot be read: "))
 
 
 def test_split_folders_are_no_labels(tmp_path):

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import tarfile
 from pathlib import Path
 
@@ -162,7 +163,7 @@ def test_compressed_tar_is_refused(tmp_path):
 
 def test_tar_without_images(tmp_path):
     write_tar(tmp_path / "a.tar", {"0.txt": b"x"})
-    assert "no member of a.tar" in refusal(tmp_path)
+    assert "no image (jpg, jpeg, png, webp) in a.tar; add some" in refusal(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -176,6 +177,13 @@ def test_tar_without_images(tmp_path):
         ({"0.json": b'{"label": -1}', "1.cls": b"1"}, "0.json: label -1 is neither"),
         ({"0.json": b'{"label": 1.5}', "1.cls": b"1"}, "0.json: label 1.5 is neither"),
         ({"0.json": b'{"label": true}', "1.cls": b"1"}, "0.json: label True is neither"),
+        ({"0.cls": b"-1", "1.cls": b"cat"}, "0.cls: label -1 is neither"),
+        ({"0.json": b'{"label": "-1"}', "1.cls": b"cat"}, "0.json: label -1 is neither"),
+        ({"0.cls": b"9" * 5000, "1.cls": b"1"}, "0.cls: cannot be read as a label (Exceeds the limit"),
+        ({"0.json": b"[" * 100_000, "1.cls": b"1"}, "0.json: cannot be read as JSON (maximum recursion depth"),
+        ({"0.cls": b"cat\ndog", "1.cls": b"cat"}, r"0.cls: label 'cat\ndog' is neither"),
+        ({"0.json": b'{"label": "\\ud800"}', "1.cls": b"cat"}, r"0.json: label '\ud800' is neither"),
+        ({"0.cls": b"1", "./0.cls": b"2", "1.cls": b"1"}, "./0.cls is there twice"),
     ],
 )
 def test_contradicting_labels_are_refused(tmp_path, members, message):
@@ -187,3 +195,47 @@ def test_contradicting_labels_are_refused(tmp_path, members, message):
 def test_label_without_an_image_is_counted(tmp_path):
     write_tar(tmp_path / "a.tar", {"0.png": image_bytes(0), "0.cls": b"1", "1.cls": b"1"})
     assert open_source(tmp_path, "random").ignored == {"labels without an image": 1}
+
+
+@pytest.mark.parametrize("name", [".png", "deep/.png", "._0.png"])
+def test_names_without_a_key_are_no_samples(tmp_path, name):  # as for webdataset; macOS adds files like the last one
+    write_tar(tmp_path / "a.tar", {name: image_bytes(0), "0.png": image_bytes(1)})
+    source = open_source(tmp_path, "random")
+    assert [item.key for item in source.splits["all"]] == ["0"] and source.ignored.total() == 1
+
+
+def test_a_name_of_two_lines_is_one_line_in_a_message(tmp_path):
+    write_tar(tmp_path / "a.tar", {"../x\ny.png": image_bytes(0)})
+    assert r"member ../x\ny.png has an absolute path or leaves" in refusal(tmp_path)
+
+
+def test_tars_joined_into_one_file_are_refused(tmp_path):
+    path = write_tar(tmp_path / "a.tar", {"0.png": image_bytes(0)})
+    path.write_bytes(path.read_bytes() + write_tar(tmp_path / "b.tar", {"1.png": image_bytes(1)}).read_bytes())
+    assert "a.tar: goes on after its end, as tars do that were joined by cat" in refusal(tmp_path)
+
+
+def test_a_member_of_an_unknown_type_is_refused(tmp_path):
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        info = tarfile.TarInfo("0.png")
+        info.type, info.size = b"Z", 3
+        tar.addfile(info, io.BytesIO(b"abc"))
+    assert "a.tar: member 0.png is a link, a device, sparse or of an unknown type" in refusal(tmp_path)
+
+
+def test_a_size_that_no_file_can_have_is_refused(tmp_path):
+    path = write_tar(tmp_path / "a.tar", {"0.png": image_bytes(0)})
+    data = bytearray(path.read_bytes())
+    data[124:136] = b"\x80" + b"\x7f" * 11  # GNU's binary sizes
+    data[148:156] = b" " * 8
+    data[148:156] = b"%06o\0 " % sum(data[:512])
+    path.write_bytes(data)
+    assert "a.tar: truncated or damaged tar" in refusal(tmp_path)
+
+
+def test_a_tar_that_is_no_file_is_named(tmp_path):
+    (tmp_path / "a.tar").symlink_to("nowhere.tar")
+    assert "a.tar: is no file, or a link that leads to none; remove it" in refusal(tmp_path)
+    (tmp_path / "a.tar").unlink()
+    os.mkfifo(tmp_path / "a.tar")
+    assert "a.tar: is no file" in refusal(tmp_path)

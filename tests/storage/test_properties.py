@@ -1,6 +1,9 @@
 """What users bring, in forms that nobody thought of: read as what it is, or refused in one line; never something else."""
 
 import io
+import json
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -12,7 +15,8 @@ from errors import PipelineError
 from ingest.decoding import ImageError, decode_source_image
 from ingest.sources import open_source
 from storage.image_codec import decode_image, encode_image
-from storage.shards import EXTENSIONS, ShardDataset, write_manifest, write_shard
+from storage.shards import EXTENSIONS, KEY_PATTERN, ShardDataset, write_manifest, write_shard
+from tests.ingest.test_decoding import png
 from tests.ingest.test_tars import write_tar
 
 MODES = {
@@ -74,23 +78,54 @@ def test_any_bytes_are_read_or_refused(content, start):
     read_or_refuse(start + content)
 
 
+COLOUR_CHUNKS = {
+    b"cICP": st.binary(min_size=4, max_size=4)
+    | st.tuples(st.sampled_from([1, 9, 12]), st.sampled_from([1, 8, 13, 16]), st.just(0), st.just(1)).map(bytes),
+    b"gAMA": st.integers(0, 2**32 - 1).map(lambda value: value.to_bytes(4)),
+    b"cHRM": st.lists(st.integers(0, 100_000) | st.integers(0, 2**32 - 1), min_size=8, max_size=8).map(
+        lambda values: struct.pack(">8I", *values)
+    ),
+    b"iCCP": st.binary(max_size=200).map(lambda data: b"x\0\0" + zlib.compress(data)),
+    b"sRGB": st.binary(max_size=1),
+}
+
+
+@given(st.fixed_dictionaries({}, optional=COLOUR_CHUNKS), st.sampled_from([0, 2, 4, 6]))
+def test_any_colours_of_a_png_are_read_or_refused(chunks, colour_type):
+    read_or_refuse(png(1, 1, 8, colour_type, bytes([0, 180, 120, 90, 255])[: 1 + {0: 1, 2: 3, 4: 2, 6: 4}[colour_type]], chunks))
+
+
 NAMES = st.one_of(
-    st.text(alphabet="ab./\\-_ é\u0000:", min_size=1, max_size=8),
+    st.text(alphabet="ab./\\-_ é\u0000:\n", min_size=1, max_size=8),
     st.sampled_from(["a.png", "a.cls", "a.json", "b/a.png", "../x.png", "/abs.png", "a.PNG", ".png", "train/a.png", "a.seg.png"]),
 )
 BLACK = encode_image(np.zeros((4, 4, 3), np.uint8), "png")
-CONTENTS = st.sampled_from([BLACK, b"", b"0", b"-1", b"cat", b"{}", b'{"label": 1}', b"\xff", b"[1"])
+CONTENTS = st.one_of(
+    st.sampled_from([BLACK, b"", b"0", b"-1", b"cat", b"{}", b'{"label": 1}', b"\xff", b"[1", b"9" * 5000, b"[" * 10_000, b"a\nb", b"\0"]),
+    st.integers(-(10**30), 10**30).map(lambda number: str(number).encode()),
+    st.recursive(
+        st.none() | st.booleans() | st.floats() | st.integers() | st.text(max_size=3), lambda inner: st.lists(inner, max_size=2)
+    ).map(lambda value: json.dumps({"label": value}).encode()),
+)
+# Place and bytes that are written there; most fall into a header, where they are a name, a size, a type or a checksum.
+CHANGES = st.lists(st.tuples(st.integers(0, 2600), st.binary(min_size=1, max_size=12)), max_size=2)
 
 
-@given(st.dictionaries(NAMES, CONTENTS, max_size=5), st.sampled_from(["random", "folders"]), st.integers(0, 3000))
-def test_tars_are_read_or_refused(tmp_path_factory, members, split, num_cut):
+@given(st.dictionaries(NAMES, CONTENTS, max_size=5), st.sampled_from(["random", "folders"]), st.integers(0, 3000), CHANGES)
+def test_tars_are_read_or_refused(tmp_path_factory, members, split, num_cut, changes):
     folder = tmp_path_factory.mktemp("tars")
     try:
         path = write_tar(folder / "train-0.tar", members)
     except ValueError:  # a name that no tar can hold
         return
-    if num_cut:
-        path.write_bytes(path.read_bytes()[:-num_cut])
+    data = bytearray(path.read_bytes()[: -num_cut or None])
+    for place, change in changes:
+        data[place : place + len(change)] = change
+        block = place // 512 * 512
+        if len(change) % 2 and data[block + 257 : block + 262] == b"ustar":  # with a checksum that is right again
+            data[block + 148 : block + 156] = b" " * 8
+            data[block + 148 : block + 156] = b"%06o\0 " % sum(data[block : block + 512])
+    path.write_bytes(data)
     try:
         source = open_source(folder, split)
     except PipelineError as error:
@@ -100,7 +135,8 @@ def test_tars_are_read_or_refused(tmp_path_factory, members, split, num_cut):
     assert len({item.key for item in items}) == len(items) > 0
     for item in items:
         data, label = source.reader.read(item)
-        assert data in members.values() and (label is None or 0 <= label < len(source.classes))
+        assert KEY_PATTERN.fullmatch(item.key) and (label is None or 0 <= label < len(source.classes))
+        assert data in members.values() or changes
 
 
 @given(st.integers(0, 10_239), st.integers(1, 255), st.sampled_from(sorted(EXTENSIONS)))
