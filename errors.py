@@ -2,6 +2,7 @@
 
 import errno
 
+LONGEST = 2000  # characters of a message
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 REMEDIES = {
     **dict.fromkeys(FULL, "make room on that disk"),
@@ -22,6 +23,18 @@ class PipelineError(Exception):
     A stage prints it without a traceback and exits with status 1.
     """
 
+    def __str__(self) -> str:
+        return one_line(super().__str__())
+
+
+def one_line(text: str) -> str:
+    """A message as one line that a terminal can show, whatever the names and values are that it repeats from a file.
+
+    What is not printable is escaped; of a very long one the middle is left out, as what to do stands at the end.
+    """
+    shown = "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+    return shown if len(shown) <= LONGEST else f"{shown[: LONGEST // 2]} ... {shown[-LONGEST // 2 :]}"
+
 
 def explain_os_error(error: OSError) -> str:
     """One line of an error that has an errno: the path, what is wrong, what to do."""
@@ -29,7 +42,7 @@ def explain_os_error(error: OSError) -> str:
     path = (error.filename2 if error.errno in FULL else None) or error.filename
     path = path.decode(errors="replace") if isinstance(path, bytes) else path
     what = " ".join(str(error.strerror or error).split())
-    return f"{f'{path}: ' if path else ''}{what}; {REMEDIES.get(error.errno, 'mend that')}, then run it again"
+    return one_line(f"{f'{path}: ' if path else ''}{what}; {REMEDIES.get(error.errno, 'mend that')}, then run it again")
 
 
 def is_out_of_memory(error: BaseException) -> bool:
