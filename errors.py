@@ -3,6 +3,7 @@
 import errno
 import unicodedata
 
+LONGEST = 2000  # characters of a message
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 UNSHOWN = ("Cc", "Cs", "Zl", "Zp")  # categories of Unicode: control characters, halves of characters, separators of lines
 REMEDIES = {
@@ -29,8 +30,12 @@ class PipelineError(Exception):
 
 
 def one_line(text: str) -> str:
-    """Text with escapes for what would break its line, or a terminal: names of files, members and classes may hold anything."""
-    return "".join(c.encode("unicode_escape").decode() if unicodedata.category(c) in UNSHOWN else c for c in text)
+    """A message as one line that a terminal can show, whatever the names and values are that it repeats from a file.
+
+    What would break a line, or a terminal, is escaped; of a very long one the middle is left out, as what to do stands at the end.
+    """
+    shown = "".join(char.encode("unicode_escape").decode() if unicodedata.category(char) in UNSHOWN else char for char in text)
+    return shown if len(shown) <= LONGEST else f"{shown[: LONGEST // 2]} ... {shown[-LONGEST // 2 :]}"
 
 
 def explain_os_error(error: OSError) -> str:
@@ -39,7 +44,7 @@ def explain_os_error(error: OSError) -> str:
     path = (error.filename2 if error.errno in FULL else None) or error.filename
     path = path.decode(errors="replace") if isinstance(path, bytes) else path
     what = " ".join(str(error.strerror or error).split())
-    return f"{f'{one_line(path)}: ' if path else ''}{what}; {REMEDIES.get(error.errno, 'mend that')}, then run it again"
+    return one_line(f"{f'{path}: ' if path else ''}{what}; {REMEDIES.get(error.errno, 'mend that')}, then run it again")
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -169,7 +169,7 @@ def load_judge(folder: Path, device: torch.device) -> FactorJudge | None:
     Raises:
         PipelineError: when it is in another format, or damaged.
     """
-    if not (folder / RECORD).exists():
+    if not (folder / RECORD).exists() and not (folder / WEIGHTS).exists():
         return None
     record = read_json(folder / RECORD, FactorsRecord)
     require_format(folder / RECORD, record["format"], FORMAT, "a factor judge", "dvc repro reference")

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import base64
 import io
-import json
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
+from prefect import get_run_logger
 from prefect.artifacts import create_image_artifact, create_markdown_artifact, create_table_artifact
+from pydantic import BaseModel, RootModel
 
+from errors import PipelineError, one_line
 from flows.graph import Node
+from storage.files import read_json
 
 MAX_PREVIEW_PIXELS = 1024  # along a side; data URLs go into Prefect's database
 SUMMARY = "report/summary.json"
@@ -29,8 +33,21 @@ class Outcome:
     seconds: float
 
 
+class _Means(BaseModel):
+    mean: dict
+
+
+class _Summary(BaseModel):
+    """What every version's report/summary.json has."""
+
+    arms: dict[str, _Means]
+
+
 def create_artifacts(root: Path, nodes: Iterable[Node], outcomes: list[Outcome]) -> None:
-    """Put everything that is there on the page of the present flow run."""
+    """Put everything that is there on the page of the present flow run; what cannot be read is named in its log and left out.
+
+    It may lie there damaged, or of another kind, where the stage that makes it has failed or was not asked for.
+    """
     rows = [{"stage": o.stage, "state": o.state, "reason": o.reason, "seconds": round(o.seconds, 1)} for o in outcomes]
     create_table_artifact(rows, key="stages", description="What each stage did, and why")
     nodes = list(nodes)
@@ -38,19 +55,29 @@ def create_artifacts(root: Path, nodes: Iterable[Node], outcomes: list[Outcome])
     if metrics:
         create_table_artifact(metrics, key="metrics", description="All metrics, as dvc metrics show gives them")
     for node in nodes:
-        for image in sorted(path for out in node.outs for path in (root / out).glob("*.png")):
-            key = f"{node.name}-{image.stem}".replace("@", "-").replace("_", "-").lower()
-            create_image_artifact(_data_url(image), key=key, description=f"{node.name}: {image.stem.replace('_', ' ')}")
-    if (root / SUMMARY).exists() and any(SUMMARY.startswith(f"{out}/") for node in nodes for out in node.outs):
-        create_markdown_artifact(
-            report_in_short(json.loads((root / SUMMARY).read_text()), root), key="report", description="The report in short"
-        )
+        for image in sorted(path for out in node.outs for path in (root / out).glob("*.png") if path.is_file()):
+            key = re.sub("[^a-z0-9]+", "-", f"{node.name}-{image.stem}".lower()).strip("-")
+            if url := _data_url(image):
+                create_image_artifact(url, key=key, description=f"{node.name}: {image.stem.replace('_', ' ')}")
+    if any(SUMMARY.startswith(f"{out}/") for node in nodes for out in node.outs):
+        summary = _read(root / SUMMARY, _Summary)
+        if summary:
+            create_markdown_artifact(report_in_short(summary, root), key="report", description="The report in short")
 
 
 def _metric_rows(path: Path, stage: str) -> list[dict]:
+    return [{"stage": stage, "metric": name, "value": value} for name, value in _flat(_read(path, RootModel[dict]) or {})]
+
+
+def _read(path: Path, kind: type[BaseModel]) -> dict | None:
+    """A file of JSON; None where there is none, or none that can be read."""
     if not path.exists():
-        return []
-    return [{"stage": stage, "metric": name, "value": value} for name, value in _flat(json.loads(path.read_text()))]
+        return None
+    try:
+        return read_json(path, kind)
+    except PipelineError as error:
+        get_run_logger().warning("not shown: %s", error)
+        return None
 
 
 def _flat(tree: dict, prefix: str = "") -> list[tuple[str, object]]:
@@ -60,11 +87,15 @@ def _flat(tree: dict, prefix: str = "") -> list[tuple[str, object]]:
     return pairs
 
 
-def _data_url(path: Path) -> str:
-    with Image.open(path) as image:
-        image.thumbnail((MAX_PREVIEW_PIXELS, MAX_PREVIEW_PIXELS))
-        buffer = io.BytesIO()
-        image.save(buffer, "PNG")
+def _data_url(path: Path) -> str | None:
+    buffer = io.BytesIO()
+    try:
+        with Image.open(path) as image:
+            image.thumbnail((MAX_PREVIEW_PIXELS, MAX_PREVIEW_PIXELS))
+            image.save(buffer, "PNG")
+    except Exception as error:  # on damaged bytes PIL raises nearly anything
+        get_run_logger().warning("not shown: %s", one_line(f"{path}: {error}"))
+        return None
     return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
+from typing import Annotated
+
+from pydantic import BaseModel, Field
 
 from flows.graph import Node
+from storage.files import read_json
 
 DURATIONS = "durations"
 UNITS = (("days", 86400), ("h", 3600), ("min", 60))
@@ -34,6 +37,11 @@ class Point:
         return f"{DURATIONS}/{self.name.replace('@', '/')}.json"
 
 
+class _DurationRecord(BaseModel):
+    wall_seconds: Annotated[float, Field(ge=0, le=1e12)]
+    resumed: bool
+
+
 def list_points(graph: dict[str, Node], arms: list[str], num_seeds: int) -> list[Point]:
     """Every point of a study with so many seeds, of a graph that has one or more; not the report, which leaves no durations."""
     timed = [name for name, node in graph.items() if any(out.startswith(f"{DURATIONS}/") for out in node.outs)]
@@ -44,8 +52,12 @@ def list_points(graph: dict[str, Node], arms: list[str], num_seeds: int) -> list
 
 
 def read_records(root: Path, points: Collection[Point]) -> dict[Point, float]:
-    """Seconds that finished points took. Resumed points are left out, as their durations cover the last part only."""
-    trees = {point: json.loads((root / point.record).read_text()) for point in points}
+    """Seconds that finished points took. Resumed points are left out, as their durations cover the last part only.
+
+    Raises:
+        PipelineError: naming the file, when durations are missing or damaged.
+    """
+    trees = {point: read_json(root / point.record, _DurationRecord) for point in points}
     return {point: tree["wall_seconds"] for point, tree in trees.items() if not tree["resumed"]}
 
 

@@ -7,6 +7,7 @@ holds is taken from the last whole one, from git, or by the next ``dvc repro`` f
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
 import time
@@ -19,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from errors import PipelineError, explain_os_error
 from flows.files import committed, write_whole
+from storage.files import require_file
 
 LOCK = "dvc.lock"
 LAST_WHOLE_LOCK = ".dvc/tmp/dvc.lock.whole"
@@ -27,6 +29,7 @@ END = "  ."  # appended to a whole lock file, so that its last entry too is foll
 HEADER = "schema: '2.0'\nstages:\n"
 ENTRY = re.compile(r"^  ([^ \n].*):\n((?:   .*\n)*)", re.MULTILINE)
 NEXT_ENTRY = re.compile(r"  [^ \n]")
+DEEPEST = 50  # levels of a tree in YAML; a lock file has fewer than ten
 CONFLICT = re.compile(r"^(<{7}|={7}|>{7})", re.MULTILINE)
 SECONDS_OF_A_WRITE = 1.0  # another dvc may be writing right now
 
@@ -124,8 +127,8 @@ def _repair_rwlock(root: Path) -> str | None:
 def is_whole_lock(text: str) -> bool:
     """Whether DVC would take this for a lock file, its last line has an end, and its last stage has outputs: DVC writes them last."""
     try:
-        lock = _Lock.model_validate(yaml.load(text, yaml.CSafeLoader))
-    except (yaml.YAMLError, ValidationError):
+        lock = _Lock.model_validate(_load(text))
+    except ValidationError:
         return False
     last = list(lock.stages.values())[-1:]
     return text.endswith("\n") and all(entry.outs for entry in last)
@@ -140,18 +143,31 @@ def whole_entries(text: str) -> dict[str, str]:
     for match in ENTRY.finditer(text):
         name, entry = match.groups()
         try:
-            _Entry.model_validate(yaml.load(entry, yaml.CSafeLoader))
-        except (yaml.YAMLError, ValidationError):
+            _Entry.model_validate(_load(entry))
+        except ValidationError:
             continue
         if NEXT_ENTRY.match(text, match.end()):
             entries[name] = entry
     return entries
 
 
+def _load(text: str) -> Any:
+    """What YAML says; None where it is none. Its depth is looked at first: libyaml ends the process where that is without end."""
+    depth = 0
+    try:
+        for event in yaml.parse(text, yaml.CSafeLoader):
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if depth > DEEPEST:
+                return None
+        return yaml.load(text, yaml.CSafeLoader)
+    except Exception:  # on dates, numbers and tags that are none PyYAML raises nearly anything
+        return None
+
+
 def _is_json(text: str) -> bool:
     try:
         return isinstance(json.loads(text), dict)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):  # not JSON, an integer of more digits than Python reads, too deep
         return False
 
 
@@ -165,6 +181,8 @@ def _read_settled(path: Path, is_fine) -> str | None:
 
 
 def _read(path: Path) -> str | None:
+    if os.path.lexists(path):
+        require_file(path)  # a pipe would be waited for without end
     try:
         return path.read_text(errors="replace")
     except FileNotFoundError:

@@ -56,7 +56,7 @@ def render(title: str, summary: dict, durations: list[dict], curves: Path, grids
     environment.filters |= {"bytes": format_bytes, "duration": format_duration}
     names = [name for name in summary["arms"][summary["baseline"]]["mean"] if not name.startswith("training.")]
     quality = [name for name in names if name.partition(".")[0] in QUALITY_SECTIONS]
-    return environment.get_template(TEMPLATE.name).render(
+    page = environment.get_template(TEMPLATE.name).render(
         title=title,
         summary=summary,
         arms=[_arm_view(summary, parameters, arm) for arm in summary["arm_names"]],
@@ -84,6 +84,7 @@ def render(title: str, summary: dict, durations: list[dict], curves: Path, grids
         totals=_totals(durations),
         parameters={section: flatten_parameters(tree) for section, tree in parameters.items()},
     )
+    return page.encode(errors="backslashreplace").decode()  # names of files need not be characters
 
 
 def format_bytes(count: float) -> str:

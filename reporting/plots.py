@@ -69,23 +69,32 @@ def read_curve(path: Path, arm: int, seed: int) -> Curve:
     Values that are not finite are left out: a single validation that overflowed may have written one.
 
     Raises:
-        PipelineError: naming file and line, when it is missing, no CSV, or a cell is not a number.
+        PipelineError: naming file and line, when it is missing, no CSV, cut off, a column is there twice, a row has more or fewer cells
+            than there are columns, or a cell is not a number.
     """
     if not path.is_file():
         raise PipelineError(f"{path}: no such file; run the stage that makes it: dvc repro {path.parent.name}@{path.stem}")
+    with path.open("rb") as file:
+        is_whole = file.read()[-1:] in (b"", b"\n")
     with path.open(newline="", encoding="utf-8") as file:
         rows = csv.DictReader(file, strict=True)
         try:
             if not set(STEP_COLUMNS) <= set(rows.fieldnames or ()):
                 raise ValueError(f"must start with the columns {', '.join(STEP_COLUMNS)}")
+            if len(set(rows.fieldnames)) < len(rows.fieldnames):
+                raise ValueError("a column is there twice")
             points = {name: [] for name in rows.fieldnames if name not in STEP_COLUMNS}
             for row in rows:
+                if None in row or None in row.values():  # how DictReader tells of too many and too few
+                    raise ValueError(f"not one cell for each of the {len(rows.fieldnames)} columns")
                 seen = float(row["num_images"])
                 if not abs(seen) <= LARGEST:
                     raise ValueError(f"num_images is {seen}")
                 for name, cells in points.items():
                     if row[name] and abs(value := float(row[name])) <= LARGEST:
                         cells.append((seen, value))
+            if not is_whole:
+                raise ValueError("is cut off")
         except (TypeError, ValueError, csv.Error) as error:
             raise PipelineError(f"{path}: line {rows.reader.line_num}: {error}; delete it and run dvc repro") from None
     return Curve(arm, seed, points)
@@ -183,12 +192,13 @@ def embed_grid(path: Path) -> dict:
     data, kind = path.read_bytes(), "png"
     try:
         with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
+            image.load()
             width, height = image.size
             if len(data) > MAX_PNG_BYTES:
                 buffer = io.BytesIO()
                 image.convert("RGB").save(buffer, format="WEBP", quality=90, method=4)
                 data, kind = buffer.getvalue(), "webp"
-    except (OSError, SyntaxError, ValueError) as error:
+    except Exception as error:  # on damaged bytes PIL raises nearly anything, and DecompressionBombError for sizes that no grid has
         raise PipelineError(f"{path}: not a readable PNG ({error}); run dvc repro --force evaluate@{path.parent.name}") from None
     uri = f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
     return {"uri": uri, "width": width, "height": height, "is_compressed": kind == "webp"}

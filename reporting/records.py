@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, FiniteFloat
+from typing import Annotated
+
+from pydantic import BaseModel, Field
 
 from storage.shards import PreparedRecord
+
+# Up to 30,000 years, and what a file system can hold; no seal vouches for durations, and sums of them must stay numbers.
+Seconds = Annotated[float, Field(ge=0, le=1e12)]
+Bytes = Annotated[int, Field(ge=0, lt=1 << 63)]
 
 
 class DurationRecord(BaseModel):
     """A stage's durations file."""
 
-    wall_seconds: FiniteFloat
-    cpu_seconds: FiniteFloat
-    peak_memory_bytes: int
-    output_bytes: int
+    wall_seconds: Seconds
+    cpu_seconds: Seconds
+    peak_memory_bytes: Bytes
+    output_bytes: Bytes
     resumed: bool
     code_version: str
     machine: str

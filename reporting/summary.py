@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 import statistics
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from storage.legends import describe, read_legend
 from storage.shards import read_manifest
 
 FORMAT = "dae-report-3"
+LARGEST = 1e100  # nothing that is measured is larger, and sums and squares must stay numbers
 TRAINING_STAGES = ("stage1", "stage2", "prior")
 # The order in which the stages are shown. Which stages there are is read from the folder of durations.
 STAGE_ORDER = ("shards", "reference", "stage1", "freeze", "encode", "stage2", "prior", "sample", "evaluate")
@@ -140,8 +140,10 @@ def _flatten(tree: dict, path: Path, prefix: str = "") -> dict[str, float | int 
         elif value is None:
             values[prefix + name] = None
         elif isinstance(value, int | float) and not isinstance(value, bool):
-            if not abs(value) <= sys.float_info.max:
-                raise PipelineError(f"{path}: {prefix}{name} is {value}, not a finite number; delete the file and run dvc repro")
+            if not abs(value) <= LARGEST:
+                raise PipelineError(
+                    f"{path}: {prefix}{name} is {value}, not a finite number below 1e100; delete the file and run dvc repro"
+                )
             values[prefix + name] = value
     return values
 
@@ -208,12 +210,13 @@ def _require_positive(summary: dict, folder: Path) -> None:
 def _data(shards: Path) -> dict:
     manifest = read_manifest(shards)
     require_keys(shards / MANIFEST, manifest, PreparationRecord)
+    num_bytes = sum(entry["num_bytes"] for split in manifest["splits"].values() for entry in split["shards"])
     return {
         "source": manifest["source"],
         "image_size": manifest["image_size"],
         "image_format": manifest["image_format"],
         "num_images": {name: split["num_images"] for name, split in manifest["splits"].items()},
-        "num_bytes": sum(entry["num_bytes"] for split in manifest["splits"].values() for entry in split["shards"]),
+        **_flatten({"num_bytes": num_bytes}, shards / MANIFEST),
         "num_classes": len(manifest["classes"]),
         "num_found": manifest["num_found"],
         "num_skipped": manifest["num_skipped"],

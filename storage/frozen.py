@@ -151,9 +151,12 @@ def load_frozen(folder: Path) -> Frozen:
     record = read_json(folder / "probe.json", ProbeRecord)
     require_format(folder / "probe.json", record["format"], PROBE_FORMAT, "a probe", "dvc repro freeze")
     probe = load_weights(folder / "probe.safetensors", record["weights_sha256"])
-    latents = frozen.encode(probe.pop("images")) if "images" in probe else {}
+    images, size = probe.pop("images", torch.empty(0)), frozen.autoencoder_config.image_size
+    if images.dtype != torch.uint8 or images.shape[1:] != (3, size, size) or not len(images):
+        raise PipelineError(f"{folder}: its probe has no images of this encoder's {size} pixels; run dvc repro freeze to remake it")
+    latents = frozen.encode(images)
     made, held = ({name: tuple(values.shape) for name, values in sorted(tree.items())} for tree in (latents, probe))
-    if not made or made != held:
+    if made != held:
         raise PipelineError(f"{folder}: its probe has {held}, this encoder makes {made} of its images; run dvc repro freeze to remake it")
     for name, expected in sorted(probe.items()):
         agreement = _agree(latents[name], expected).double().mean().item()

@@ -7,20 +7,22 @@ encoded too, a column ``<name>_flipped`` beside each holds them: row i of both c
 import json
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import pyarrow as pa
 import torch
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 from torch import Tensor
 
 from errors import PipelineError
-from storage.files import MANIFEST, read_json, require_format, sha256_bytes, sha256_file, write_atomic, write_json
-from storage.moments import combine_moments, measure_moments, statistics_of
+from storage.files import MANIFEST, read_json, require_file, require_format, sha256_bytes, sha256_file, write_atomic, write_json
+from storage.moments import MomentsRecord, combine_moments, measure_moments, statistics_of
 
 FORMAT = "dae-latents-1"
+INFINITE = 0x7C00  # the bits of a half-precision number's exponent: all set, it is none
 VIEWS = ("original", "horizontal_flip")  # of an image, by number
 FLIPPED = "_flipped"  # ends the names of the second view's columns
 
@@ -161,15 +163,16 @@ def write_latents_manifest(folder: Path, frozen_sha256: str, splits: dict[str, l
 
 
 class LatentsEntry(BaseModel):
-    name: str
+    name: Annotated[str, Field(pattern=r"^[^/]+$")]
     num_images: int
     sha256: str
     shard: str
     shard_sha256: str
-    moments: dict | None = None
+    moments: MomentsRecord | None = None
 
 
 class LatentsSplit(BaseModel):
+    num_images: int
     files: list[LatentsEntry]
 
 
@@ -211,29 +214,34 @@ class LatentDataset:
         self.files = manifest["splits"][split]["files"]
         if not self.files:
             raise PipelineError(f"{folder / MANIFEST}: names no files of {split}; delete the folder and run dvc repro encode")
-        training_files = manifest["splits"].get("train", {"files": []})["files"]
-        self._moments = [entry["moments"] for entry in training_files if "moments" in entry]
+        if sum(entry["num_images"] for entry in self.files) != manifest["splits"][split]["num_images"]:
+            raise _refuse(folder / MANIFEST, f"the files of {split} have another number of images than it says")
+        self._moments = [entry.get("moments") for entry in manifest["splits"].get("train", {"files": []})["files"]]
         for entry in self.files:
             path = folder / entry["name"]
             if path.is_file() and sha256_file(path) != entry["sha256"]:
-                raise PipelineError(f"{path}: damaged latents (its SHA-256 is another); delete the folder and run dvc repro encode")
+                raise _refuse(path, "damaged latents (its SHA-256 is another)")
         self._open()
+        self._require_values()
 
     def _open(self) -> None:
+        kinds: list[LatentSpec] = []
         self.keys: list[str] = []
         self.labels: list[int] = []
         self._columns: dict[str, list[np.ndarray]] = {}
         self._starts: list[int] = []
         self._stated_statistics: list[dict | None] = []
         for entry in self.files:
-            table, metadata = _read_table(self.folder / entry["name"])
-            if metadata["frozen_sha256"] != self.frozen_sha256 or table.num_rows != entry["num_images"]:
-                raise PipelineError(f"{self.folder / entry['name']}: does not match the folder's manifest; run dvc repro encode")
-            self.grid = tuple(json.loads(metadata["grid"]))
-            self.num_codes = int(metadata["num_codes"]) if "num_codes" in metadata else None
-            self.num_channels = int(metadata["num_channels"]) if "num_channels" in metadata else None
-            self.num_views = len(VIEWS) if "views" in metadata else 1
-            self._stated_statistics.append(json.loads(metadata.get("statistics", "null")))
+            path = self.folder / entry["name"]
+            table, spec = _read_stated(path)
+            found = spec.frozen_sha256, spec.shard, spec.shard_sha256, table.num_rows
+            if found != (self.frozen_sha256, entry["shard"], entry["shard_sha256"], entry["num_images"]):
+                raise PipelineError(f"{path}: does not match the folder's manifest; run dvc repro encode")
+            self.grid, self.num_codes, self.num_channels, self.num_views = spec.grid, spec.num_codes, spec.num_channels, spec.num_views
+            kinds.append(replace(spec, shard="", shard_sha256="", statistics=None))
+            if kinds[-1] != kinds[0]:
+                raise _refuse(path, f"its latents are of another kind than those of {self.files[0]['name']}")
+            self._stated_statistics.append(spec.statistics)
             self._starts.append(len(self.keys))
             self.keys += table.column("key").to_pylist()
             self.labels += table.column("label").to_pylist()
@@ -246,6 +254,17 @@ class LatentDataset:
         lists = column if self.num_channels is None else column.storage
         return lists.flatten().to_numpy(zero_copy_only=True).reshape(-1, *shape)
 
+    def _require_values(self) -> None:
+        """Refuse tokens that are no code's, with which a prior would learn from other codes, and numbers that are not finite."""
+        for name, parts in self._columns.items():
+            for entry, values in zip(self.files, parts, strict=True):
+                if self.num_channels is None:
+                    is_odd = values.size and not 0 <= values.min() <= values.max() < self.num_codes
+                else:
+                    is_odd = (values.view(np.uint16) & INFINITE == INFINITE).any()
+                if is_odd:
+                    raise _refuse(self.folder / entry["name"], f"{name} has values that are no latents")
+
     def __len__(self) -> int:
         return len(self.keys)
 
@@ -256,7 +275,8 @@ class LatentDataset:
         Raises:
             PipelineError: when a file's metadata states others than the training files' own moments come to.
         """
-        actual = statistics_of(combine_moments(self._moments)) if self._moments else None
+        lengths = {len(values) for part in self._moments for values in (part or {"": ()}).values() if not isinstance(values, int)}
+        actual = statistics_of(combine_moments(self._moments)) if lengths == {self.num_channels} else None
         for entry, stated in zip(self.files, self._stated_statistics, strict=True):
             if actual is None or stated != actual:
                 raise PipelineError(
@@ -291,13 +311,51 @@ class LatentDataset:
 
 
 def _read_table(path: Path) -> tuple[pa.Table, dict[str, str]]:
+    require_file(path)
     try:
         table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
-    except FileNotFoundError:
-        raise PipelineError(f"{path}: no such file; run dvc repro encode") from None
+        table.validate(full=True)
+        metadata = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
     except (pa.ArrowException, OSError, ValueError) as error:
-        error = " ".join(str(error).split())
-        raise PipelineError(f"{path}: damaged latents ({error}); delete the folder and run dvc repro encode") from None
-    metadata = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
+        raise _refuse(path, f"damaged latents ({' '.join(str(error).split())})") from None
     require_format(path, metadata.get("format"), FORMAT, "latents", "dvc repro encode")
     return table, metadata
+
+
+def _read_stated(path: Path) -> tuple[pa.Table, LatentSpec]:
+    """A file's table and what its metadata says of it, to which its columns are held: as ``write_latents`` leaves them, in one piece."""
+    table, metadata = _read_table(path)
+    try:
+        spec = _parse(metadata)
+        is_as_stated = table.schema.equals(spec.schema())
+    except (pa.ArrowException, TypeError, ValueError, LookupError, ArithmeticError, RecursionError) as error:
+        raise _refuse(path, f"its metadata describes no latents ({type(error).__name__}: {error})") from None
+    if not is_as_stated or any(column.num_chunks != 1 or _has_nulls(column.chunk(0)) for column in table.columns):
+        raise _refuse(path, "its columns are not what its metadata says, in one batch and without nulls")
+    return table, spec
+
+
+def _has_nulls(column: pa.Array) -> bool:
+    column = column.storage if isinstance(column, pa.ExtensionArray) else column
+    inner = column.flatten().null_count if pa.types.is_fixed_size_list(column.type) else 0
+    return column.null_count + inner > 0
+
+
+def _parse(metadata: dict[str, str]) -> LatentSpec:
+    spec = LatentSpec(
+        grid=tuple(json.loads(metadata["grid"])),
+        num_codes=int(metadata["num_codes"]) if "num_codes" in metadata else None,
+        frozen_sha256=metadata["frozen_sha256"],
+        shard=metadata["shard"],
+        shard_sha256=metadata["shard_sha256"],
+        num_channels=int(metadata["num_channels"]) if "num_channels" in metadata else None,
+        num_views=len(VIEWS) if "views" in metadata else 1,
+        statistics=json.loads(metadata.get("statistics", "null")),
+    )
+    if len(spec.grid) != 2 or min(spec.shape) < 1 or (spec.num_codes is None) == (spec.num_channels is None):
+        raise ValueError(f"grid {spec.grid}, num_codes {spec.num_codes}, num_channels {spec.num_channels}")
+    return spec
+
+
+def _refuse(path: Path, what: str) -> PipelineError:
+    return PipelineError(f"{path}: {what}; delete the folder and run dvc repro encode")

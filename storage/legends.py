@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
+from typing import Literal
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict
 
 from models.metric import Metric
 from storage.files import read_json, require_format, write_json
@@ -19,8 +20,10 @@ VALIDATION = "validation_"  # begins the name of a value that was measured on va
 class MetricRecord(BaseModel):
     """What the legend says of a metric."""
 
+    model_config = ConfigDict(extra="forbid")  # each key is an argument
+
     label: str
-    direction: int
+    direction: Literal[-1, 0, 1]
     unit: str
     features: str
     note: str

@@ -4,7 +4,21 @@ The latent of an image is a normal distribution per value, so that a sampled lat
 variance of the means plus the mean of the variances. All sums are float64, over the half-precision values as stored.
 """
 
+from typing import Annotated
+
 import numpy as np
+from pydantic import BaseModel, Field, FiniteFloat, PositiveInt
+
+NonNegative = Annotated[FiniteFloat, Field(ge=0)]
+
+
+class MomentsRecord(BaseModel):
+    """Moments of one shard in the manifest; the lists have a value per channel."""
+
+    count: PositiveInt
+    mean: list[FiniteFloat]
+    sum_squared_deviation: list[NonNegative]
+    sum_variance: list[NonNegative]
 
 
 def measure_moments(mean: np.ndarray, logvar: np.ndarray) -> dict:

@@ -8,7 +8,7 @@ from torch import nn
 from errors import PipelineError
 from models.priors import build_prior, config_of
 from storage.files import read_json, require_format, write_json
-from storage.weights import build_from, load_into, save_weights
+from storage.weights import RESTORE, build_from, load_into, save_weights
 
 FORMAT = "dae-prior-1"
 
@@ -55,4 +55,7 @@ def load_prior(folder: Path, frozen_sha256: str) -> tuple[nn.Module, list[int]]:
             f"{frozen_sha256[:16]}; run dvc repro prior to train it on these latents"
         )
     prior = build_from(folder / "prior.json", build_prior, record["prior"])
-    return load_into(prior, folder / "prior.safetensors", record["weights_sha256"]), record["label_counts"]
+    counts, num_classes = record["label_counts"], prior.no_class  # as labels begin at 0
+    if len(counts) != num_classes or (counts and not any(counts)):
+        raise PipelineError(f"{folder / 'prior.json'}: label_counts: {len(counts)} counts of {num_classes} classes; {RESTORE}")
+    return load_into(prior, folder / "prior.safetensors", record["weights_sha256"]), counts

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from errors import PipelineError
-from storage.files import sha256_bytes, sha256_file, write_atomic
+from storage.files import require_file, sha256_bytes, sha256_file, write_atomic
 
 RESTORE = "delete the folder and run dvc repro to restore it"
 
@@ -36,12 +36,11 @@ def load_weights(path: Path, sha256: str | None = None) -> dict[str, Tensor]:
     Raises:
         PipelineError: naming the file, when it is missing, damaged, another than recorded, or has values that are not finite.
     """
+    require_file(path)
+    if sha256 is not None and sha256 != sha256_file(path):
+        raise PipelineError(f"{path}: not the weights that were written (SHA-256 differs from the record beside them); {RESTORE}")
     try:
-        if sha256 is not None and sha256 != sha256_file(path):
-            raise PipelineError(f"{path}: not the weights that were written (SHA-256 differs from the record beside them); {RESTORE}")
         state = load_file(path)
-    except FileNotFoundError:
-        raise PipelineError(f"{path}: no such file; run the stage that makes it (dvc repro)") from None
     except SafetensorError as error:
         raise PipelineError(f"{path}: damaged weights ({error}); {RESTORE}") from None
     _require_finite(path, state, RESTORE)
@@ -74,10 +73,15 @@ def load_into(module: nn.Module, path: Path, sha256: str | None = None) -> nn.Mo
     """Fill a module from a file and freeze it for inference; arguments as of ``load_weights``.
 
     Raises:
-        PipelineError: as ``load_weights``, and when names or shapes do not fit the module that the config describes.
+        PipelineError: as ``load_weights``, and when names, shapes or types do not fit the module that the config describes.
     """
+    state, expected = load_weights(path, sha256), module.state_dict()
+    for name in state.keys() & expected.keys():
+        if state[name].dtype != expected[name].dtype:  # torch would cast them, and drop what does not fit
+            what = f"{name} is {str(state[name].dtype)[6:]}, not {str(expected[name].dtype)[6:]}"
+            raise PipelineError(f"{path}: weights do not fit their config ({what}); {RESTORE}")
     try:
-        module.load_state_dict(load_weights(path, sha256))
+        module.load_state_dict(state)
     except RuntimeError as error:
         what = " ".join(str(error).split())[:200]
         raise PipelineError(f"{path}: weights do not fit their config ({what}); delete the folder and run dvc repro to remake it") from None

@@ -37,7 +37,7 @@ ALLOWED = {
         *{"storage", "ingest", "training", "evaluation", "reporting"},
     },
     "export": {"models", "errors", "source_check", "storage", "training.randomness", "export"},
-    "flows": {"params", "errors", "reporting.arms", "flows", "yaml_file"},
+    "flows": {"params", "errors", "reporting.arms", "flows", "storage.files", "yaml_file"},
     "errors.py": set(),
     "kinds.py": {"sections", "validation"},
     "params.py": {"errors", "kinds", "sections", "source_check", "validation", "yaml_file"},

@@ -155,6 +155,8 @@ def test_what_is_missing_is_no_judge_and_what_is_damaged_is_refused(taught, tmp_
     ):
         record.write_text(json.dumps(tree | {key: value}))
         refused(tmp_path, message)
+    record.unlink()
+    refused(tmp_path, "factors.json: no such file")
 
 
 def refused(folder, message):

@@ -1,6 +1,13 @@
 """What a run's page says of the report: the answer and what it rests on, before any table of means."""
 
-from flows.artifacts import report_in_short
+import logging
+from types import SimpleNamespace
+
+import pytest
+from PIL import Image
+
+from flows import artifacts
+from flows.artifacts import SUMMARY, create_artifacts, report_in_short
 from tests.reporting.experiment import AS_IN_THE_PAPER, CONTROL, conclusion, edit_json, write_experiment
 
 
@@ -43,3 +50,31 @@ def test_a_summary_of_an_earlier_version_has_its_means_at_least(tmp_path):
     assert report_in_short({"arms": {"a": {"mean": {"fd": 12.5}}}}, tmp_path).startswith(
         "| mean over seeds | a |\n|---|---|\n| fd | 12.5 |\n"
     )
+
+
+NODE = SimpleNamespace(name="evaluate@dae-0", metrics=["metrics/a.json"], outs=["artifacts/a", "report"])
+
+
+@pytest.fixture
+def made(monkeypatch) -> dict:
+    """Key -> what was put on the page; the log is that of Python."""
+    made = {}
+    for kind in ("image", "markdown", "table"):
+        monkeypatch.setattr(artifacts, f"create_{kind}_artifact", lambda content, key, description: made.update({key: content}))
+    monkeypatch.setattr(artifacts, "get_run_logger", lambda: logging.getLogger("run"))
+    return made
+
+
+@pytest.mark.parametrize(
+    "text", [b"", b"[]", b"null", b'{"a": NaN}', b"[" * 100_000, b"\xff", b'{"arms": {"a": {"x": 1}}}', b'{"arms": []}'], ids=range(8)
+)
+def test_what_cannot_be_read_is_named_in_the_log_and_left_out(tmp_path, made, caplog, text):
+    for name in (SUMMARY, "metrics/a.json", "artifacts/a/real.png", "artifacts/a/\u00fc_ (1).png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(text)
+    Image.new("RGB", (2, 2)).save(tmp_path / "artifacts/a/\u00fc_ (1).png")
+    create_artifacts(tmp_path, [NODE], [])
+    assert made.keys() - {"metrics"} == {"stages", "evaluate-dae-0-1"}
+    said = [record.getMessage() for record in caplog.records]
+    assert all(any(f"not shown: {tmp_path / name}" in line for line in said) for name in (SUMMARY, "artifacts/a/real.png"))
+    assert ("metrics" in made) == (b"arms" in text) and ("metrics" in made) != any("metrics/a.json" in line for line in said)

@@ -186,3 +186,38 @@ def test_dvc_refuses_a_cut_rwlock_and_after_the_command_does_not(project):
     assert "rwlock" in dvc("repro", expect=255)
     assert command(folder).startswith("mended: .dvc/tmp/rwlock")
     assert "up to date" in dvc("repro")
+
+
+ODD = [
+    "[" * 100_000,
+    "- " * 100_000,
+    "2020-13-45",
+    "1" * 5000,
+    "!!bool x",
+    "!!timestamp x",
+    "!!float x",
+    "!!python/name:os.system",
+    "{[a]: 1}",
+]
+
+
+@pytest.mark.parametrize("value", ODD, ids=[value[:20] for value in ODD])
+def test_what_no_kill_leaves_is_mended_as_what_a_kill_leaves(tmp_path, _toy, value):
+    (tmp_path / LOCK).write_text(WHOLE.replace("python -m tasks.x --arm a", value, 1))
+    assert "2 stages kept" in repair(tmp_path)[0] and is_whole_lock((tmp_path / LOCK).read_text())
+    (tmp_path / LOCK).write_text(value + "\n")
+    (tmp_path / LAST_WHOLE_LOCK).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / LAST_WHOLE_LOCK).write_text(WHOLE)
+    assert "4 taken from an earlier one" in repair(tmp_path)[0] and (tmp_path / LOCK).read_text() == WHOLE
+    (tmp_path / RWLOCK).write_text(value)
+    assert RWLOCK in repair(tmp_path)[0] and not (tmp_path / RWLOCK).exists()
+
+
+@pytest.mark.parametrize("name", [LOCK, LAST_WHOLE_LOCK, RWLOCK])
+def test_a_pipe_in_the_place_of_a_file_is_named_and_not_waited_for(tmp_path, _toy, name):
+    (tmp_path / LOCK).write_text(WHOLE)
+    (tmp_path / name).unlink(missing_ok=True)
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(PipelineError, match=f"{name}: is not a file"):
+        repair(tmp_path)

@@ -15,6 +15,7 @@ import yaml
 from prefect.states import Completed, Failed
 
 import flows
+from errors import PipelineError
 from flows import cost, preset
 from flows import reproduce as reproduce_module
 from flows import study as study_module
@@ -281,6 +282,17 @@ def test_the_cost_is_that_of_what_is_missing():
 )
 def test_durations_are_rounded_up(seconds, text):
     assert cost._round_up(seconds) == text
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", '{"wall_seconds": 5.0}', '{"wall_seconds": -1, "resumed": false}', '{"wall_seconds": 1e999, "resumed": false}']
+)
+def test_damaged_durations_are_one_line(tmp_path, text):
+    path = tmp_path / Point("shards").record
+    path.parent.mkdir()
+    path.write_text(text)
+    with pytest.raises(PipelineError, match=f"^{path}: .*dvc repro"):
+        read_records(tmp_path, [Point("shards")])
 
 
 def test_points_are_those_of_the_graph_and_a_resumed_ones_durations_are_none(tmp_path):

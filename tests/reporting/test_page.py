@@ -2,6 +2,8 @@
 
 import html
 import re
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -155,6 +157,15 @@ def test_names_from_outside_are_escaped(tmp_path):
     assert page.count("&lt;script&gt;alert(1)&lt;/script&gt;") >= 5
 
 
+def test_names_that_are_no_characters_are_shown_by_their_bytes(tmp_path):
+    """As Python reads names of files that are not UTF-8."""
+    write_experiment(tmp_path)
+    write_manifest(tmp_path / "artifacts/shards", [{"name": "a\udcff.png", "reason": "not an image"}], path="b\udcfe")
+    page = make_page(tmp_path)
+    page.encode()
+    assert "a\\udcff.png" in page and "b\\udcfe" in page
+
+
 def test_skipped_images_are_named_and_the_rest_counted(tmp_path):
     write_experiment(tmp_path)
     write_manifest(tmp_path / "artifacts/shards", [{"name": f"face-{number:02}.png", "reason": "not an image"} for number in range(23)])
@@ -199,6 +210,25 @@ def test_a_number_beyond_all_numbers_is_refused(tmp_path):
         make_page(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("key", "value"), [("wall_seconds", 1e308), ("cpu_seconds", -1), ("output_bytes", 10**400), ("peak_memory_bytes", -1)]
+)
+def test_durations_that_none_has_are_refused(tmp_path, key, value):
+    write_experiment(tmp_path)
+    edit_json(tmp_path / "durations/stage1/dae-0.json", lambda tree: tree.update({key: value}))
+    with pytest.raises(PipelineError, match=rf"stage1/dae-0\.json: {key}: .*dvc repro"):
+        make_page(tmp_path)
+
+
+def test_measures_whose_sum_is_no_number_are_refused(tmp_path):
+    seeds = (0, 1)
+    write_experiment(tmp_path, seeds=seeds)
+    for seed in seeds:
+        edit_json(tmp_path / f"metrics/evaluate/dae-{seed}.json", lambda tree: tree["samples"].update(recall=1.7e308))
+    with pytest.raises(PipelineError, match=r"dae-0\.json: samples\.recall is 1\.7e\+308, not a finite number below 1e100"):
+        make_page(tmp_path, seeds=seeds)
+
+
 def test_what_the_prior_costs_has_a_column(page):
     assert "What the prior costs: samples to reconstructions" in words(page)
 
@@ -238,7 +268,10 @@ def test_a_validation_curve_joins_the_training_curve_of_its_name(tmp_path):
 
 @pytest.mark.parametrize(
     "row",
-    [b"2,128,1.0.0", b"2,128,high", b"2", b"2,nan,1.0", b"2,inf,1.0", b"2,1e308,1.0", b"2,128,\0", b'2,128,"1', b"2,128," + b"1" * 200_000],
+    [
+        *(b"2,128,1.0.0", b"2,128,high", b"2", b"2,128", b"2,128,1.0,1.0", b"2,nan,1.0", b"2,inf,1.0", b"2,1e308,1.0", b"2,128,\0"),
+        *(b'2,128,"1', b"2,128," + b"1" * 200_000),
+    ],
 )
 def test_a_damaged_curve_is_named_with_its_line(tmp_path, row):
     path = tmp_path / "curve.csv"
@@ -246,6 +279,16 @@ def test_a_damaged_curve_is_named_with_its_line(tmp_path, row):
     with pytest.raises(PipelineError, match=r"curve\.csv: line 3: .*; delete it and run dvc repro$") as error:
         plots.read_curve(path, arm=0, seed=0)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [("step,num_images,loss\n1,64,2.0", "line 2: is cut off"), ("step,num_images,a,a\n1,64,2.0,1.0\n", "a column is there twice")],
+)
+def test_a_curve_that_is_cut_off_or_has_a_column_twice_is_refused(tmp_path, text, said):
+    (tmp_path / "curve.csv").write_text(text)
+    with pytest.raises(PipelineError, match=rf"curve\.csv: .*{said}; delete it and run dvc repro$"):
+        plots.read_curve(tmp_path / "curve.csv", arm=0, seed=0)
 
 
 @pytest.mark.parametrize("value", ["nan", "-inf", "1e308"])
@@ -289,6 +332,17 @@ def test_a_huge_grid_is_compressed_and_a_small_one_is_embedded_as_it_is(tmp_path
     assert large["uri"].startswith("data:image/webp;base64,")
     assert large["is_compressed"]
     assert len(large["uri"]) < len(small["uri"])
+
+
+@pytest.mark.parametrize("size", [(100_000, 100_000), (4, 4)])
+def test_a_grid_of_a_size_that_none_has_or_without_its_pixels_is_refused(tmp_path, size):
+    chunks = [(b"IHDR", struct.pack(">IIBBBBB", *size, 8, 2, 0, 0, 0)), (b"IDAT", zlib.compress(b"")), (b"IEND", b"")]
+    path = tmp_path / "dae-0/real.png"
+    path.parent.mkdir()
+    framed = [struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data)) for name, data in chunks]
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(framed))
+    with pytest.raises(PipelineError, match=r"real\.png: not a readable PNG .*; run dvc repro --force evaluate@dae-0$"):
+        plots.embed_grid(path)
 
 
 def test_an_arm_is_described_by_what_it_does():

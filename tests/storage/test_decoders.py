@@ -141,3 +141,12 @@ def test_a_record_of_another_shape_is_one_line(tmp_path, kind, tree):
     write(kind, tmp_path)
     (tmp_path / f"{kind}.json").write_text(json.dumps(tree))
     assert f"{kind}.json" in refusal(kind, tmp_path)
+
+
+@pytest.mark.parametrize("counts", [[], [5, 0], [5, 0, 7, 1], [0, 0, 0]])
+def test_label_counts_of_other_classes_than_the_priors_are_refused(tmp_path, counts):
+    write("prior", tmp_path)
+    path = tmp_path / "prior.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"label_counts": counts}))
+    with pytest.raises(PipelineError, match=r"prior\.json: label_counts: \d counts of 3 classes; .*dvc repro"):
+        load_prior(tmp_path, FROZEN)

@@ -200,6 +200,13 @@ def test_a_probe_without_images_is_refused(tmp_path):
     assert "its probe has" in refusal(tmp_path)
 
 
+@pytest.mark.parametrize("odd", [torch.zeros(0, 3, 16, 16).byte(), images()[:, :, :8], images().float(), torch.zeros(6).byte()])
+def test_a_probe_of_no_images_or_of_others_proves_nothing_and_is_refused(tmp_path, odd):
+    write_frozen(tmp_path)
+    save_probe(tmp_path, odd, {"tokens": load_frozen(tmp_path).encode(images())["tokens"][: len(odd)]})
+    assert "its probe has no images of this encoder's 16 pixels" in refusal(tmp_path)
+
+
 def test_each_flipped_byte_of_the_probe_is_noticed(tmp_path):
     write_frozen(tmp_path)
     path = tmp_path / "probe.safetensors"

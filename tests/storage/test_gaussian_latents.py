@@ -12,7 +12,9 @@ import torch
 from errors import PipelineError
 from storage.latents import LatentDataset, LatentSpec, add_statistics, write_latents, write_latents_manifest
 from storage.moments import combine_moments, measure_moments, statistics_of
-from tests.storage.test_latents import mapped_file
+from tests.reporting.experiment import edit_json
+from tests.spoiling import survives
+from tests.storage.test_latents import mapped_file, rewrite, table_of, with_column
 
 FROZEN = "a" * 64
 SHAPE = (3, 2, 4)  # channels, height, width: all different, so that none can stand for another
@@ -157,3 +159,30 @@ def test_anyone_can_read_the_file(folder):
     """As tensors of the same shape, without this project's code."""
     table = pa.ipc.open_file(str(folder / "train-000001.arrow")).read_all()
     assert np.array_equal(table.column("mean").chunk(0).to_numpy_ndarray(), gaussians("train-000001", 1)["mean"].half().numpy())
+
+
+@pytest.mark.parametrize("bits", [0x7C00, 0xFC00, 0x7E01])
+def test_values_that_are_not_finite_are_refused_though_the_manifest_vouches_for_them(folder, bits):
+    table = table_of(folder)
+    column = table.column("logvar").chunk(0)
+    values = column.to_numpy_ndarray().copy()
+    values.view(np.uint16)[3, 2, 1, 0] = bits
+    storage = pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), 24)
+    rewrite(folder, with_column(table, "logvar", pa.ExtensionArray.from_storage(column.type, storage)))
+    with pytest.raises(PipelineError, match=r"train-000000\.arrow: logvar has values that are no latents; .*dvc repro encode"):
+        LatentDataset(folder, "train")
+
+
+@pytest.mark.parametrize(("key", "value"), [("mean", [1.0, 2.0]), ("sum_variance", [1.0, 2.0, 3.0, 4.0]), ("count", 7)])
+def test_moments_of_another_number_of_channels_or_images_are_refused(folder, key, value):
+    edit_json(folder / "manifest.json", lambda tree: tree["splits"]["train"]["files"][0]["moments"].update({key: value}))
+    with pytest.raises(PipelineError, match="its statistics are not those of the training latents"):
+        LatentDataset(folder, "train").statistics  # noqa: B018
+
+
+def test_every_key_of_the_manifest_that_is_missing_or_of_another_type_is_one_line(folder):
+    def read():
+        latents = LatentDataset(folder, "train")
+        return latents.batch(range(len(latents))), latents.statistics
+
+    assert survives(folder / "manifest.json", read)[1] > 40

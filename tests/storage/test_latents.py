@@ -1,6 +1,7 @@
 """Latents on disk: the Arrow schema to the letter, the shard's keys in its order, mapped and not copied, refused when wrong."""
 
 import json
+import os
 import pickle
 from pathlib import Path
 
@@ -8,9 +9,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch.utils.data import DataLoader, Dataset
 
 from errors import PipelineError
+from storage.files import sha256_file, write_json
 from storage.latents import LatentDataset, LatentSpec, write_latents, write_latents_manifest
 
 FROZEN, OTHER = "a" * 64, "b" * 64
@@ -240,3 +244,152 @@ def test_unknown_split_and_missing_manifest_are_one_line(folder):
     assert "train, validation" in refusal(folder, "test")
     (folder / "manifest.json").unlink()
     assert "manifest.json" in refusal(folder)
+
+
+def rewrite(folder: Path, table: pa.Table, name: str = "train-000000.arrow", new=pa.ipc.new_file, **options) -> None:
+    """Put a table in the place of one of the files, and its hash into the manifest, as foreign files would come."""
+    with new(str(folder / name), table.schema, options=pa.ipc.IpcWriteOptions(**options)) as writer:
+        writer.write_table(table)
+    vouch(folder, name)
+
+
+def vouch(folder: Path, name: str) -> None:
+    manifest = json.loads((folder / "manifest.json").read_text())
+    for tree in manifest["splits"].values():
+        for entry in tree["files"]:
+            if entry["name"] == name:
+                entry["sha256"] = sha256_file(folder / name)
+    write_json(folder / "manifest.json", manifest)
+
+
+def table_of(folder: Path, name: str = "train-000000.arrow") -> pa.Table:
+    with pa.OSFile(str(folder / name)) as file:  # not mapped: it is about to be written over
+        return pa.ipc.open_file(file).read_all()
+
+
+def with_column(table: pa.Table, name: str, values, nullable: bool = False) -> pa.Table:
+    position = table.column_names.index(name)
+    return table.set_column(position, pa.field(name, values.type, nullable=nullable), values)
+
+
+def with_null(table: pa.Table, name: str) -> pa.Table:
+    """With a null in a column that says it has none."""
+    kind = table.schema.field(name).type
+    return with_column(table, name, pa.array([None, *table.column(name).to_pylist()[1:]], kind))
+
+
+def with_token(table: pa.Table, token: int | None) -> pa.Table:
+    tokens = table.column("tokens").to_pylist()
+    tokens[1][2] = token
+    return with_column(table, "tokens", pa.array(tokens, table.schema.field("tokens").type))
+
+
+SPOILT = {
+    "keys as a dictionary": lambda t: with_column(t, "key", t.column("key").dictionary_encode()),
+    "long strings": lambda t: with_column(t, "key", t.column("key").cast(pa.large_string())),
+    "binary keys": lambda t: with_column(t, "key", t.column("key").cast(pa.binary())),
+    "wide labels": lambda t: with_column(t, "label", t.column("label").cast(pa.int64())),
+    "nullable labels": lambda t: with_column(t, "label", t.column("label"), nullable=True),
+    "no key for an image": lambda t: with_null(t, "key"),
+    "no label for an image": lambda t: with_null(t, "label"),
+    "no tokens for an image": lambda t: with_null(t, "tokens"),
+    "no token somewhere": lambda t: with_token(t, None),
+    "a token beyond the codebook": lambda t: with_token(t, NUM_CODES),
+    "signed tokens": lambda t: with_column(t, "tokens", t.column("tokens").cast(pa.list_(pa.int16(), 6))),
+    "lists of any length": lambda t: with_column(t, "tokens", t.column("tokens").cast(pa.list_(pa.uint16()))),
+    "another column": lambda t: t.append_column("more", t.column("label")),
+    "no labels": lambda t: t.drop_columns("label"),
+    "columns in another order": lambda t: t.select(["label", "key", "tokens"]),
+    "two batches": lambda t: pa.concat_tables([t.slice(0, 2), t.slice(2)]),
+    "no rows": lambda t: t.slice(0, 0),
+    "a row less": lambda t: t.slice(1),
+    "an extension type": lambda t: with_column(t, "label", pa.ExtensionArray.from_storage(pa.bool8(), pa.array([0] * 5, pa.int8()))),
+}
+
+
+@pytest.mark.parametrize("how", SPOILT)
+def test_a_file_of_other_columns_is_refused_though_the_manifest_vouches_for_it(folder, how):
+    rewrite(folder, SPOILT[how](table_of(folder)))
+    assert "train-000000.arrow" in refusal(folder)
+
+
+def test_a_stream_is_refused_and_compressed_columns_are_read(folder):
+    expected, table = LatentDataset(folder, "train").batch(range(8))["tokens"], table_of(folder)
+    rewrite(folder, table, compression="zstd")
+    assert torch.equal(LatentDataset(folder, "train").batch(range(8))["tokens"], expected)
+    rewrite(folder, table, new=pa.ipc.new_stream)
+    assert "train-000000.arrow: damaged latents" in refusal(folder)
+
+
+@pytest.mark.parametrize(("key", "value"), [("num_codes", b"255"), ("grid", b"[3, 2]"), ("shard", b"b.tar"), ("shard_sha256", b"0")])
+def test_a_file_of_another_kind_or_shard_is_refused(folder, key, value):
+    table = table_of(folder)
+    rewrite(folder, table.replace_schema_metadata({**table.schema.metadata, key.encode(): value}))
+    refusal(folder)
+
+
+def test_a_file_that_the_manifest_has_lost_is_missed(folder):
+    manifest = json.loads((folder / "manifest.json").read_text())
+    del manifest["splits"]["train"]["files"][1]
+    write_json(folder / "manifest.json", manifest)
+    assert "manifest.json: the files of train have another number of images than it says" in refusal(folder)
+
+
+def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(folder):
+    (folder / "train-000000.arrow").unlink()
+    os.mkfifo(folder / "train-000000.arrow")
+    assert "train-000000.arrow: is not a file" in refusal(folder)
+
+
+METADATA = [b"format", b"grid", b"num_codes", b"frozen_sha256", b"shard", b"shard_sha256", b"num_channels", b"views", b"statistics"]
+VALUES = st.sampled_from(
+    [None, b"", b"0", b"-1", b"256", b"1" * 5000, b"[2, 3]", b"[-2, -3]", b"[3, 2]", b"[2]", b"6", b"[2.0, 3]", b"null", b"NaN", b"\xff",
+     b"[" * 5000, b"[9000000000, 9000000000]", b'["a", "b"]', b"[true, 6]", b"{}", b"dae-latents-1"]
+)  # fmt: skip
+
+
+@given(st.dictionaries(st.sampled_from(METADATA), VALUES, min_size=1, max_size=3))
+def test_any_metadata_is_read_as_what_it_was_or_refused(tmp_path_factory, changed):
+    folder = latents_in(tmp_path_factory)
+    table, expected = table_of(folder), tokens_of("train-000000")
+    metadata = {key: value for key, value in {**table.schema.metadata, **changed}.items() if value is not None}
+    rewrite(folder, table.replace_schema_metadata(metadata))
+    read_or_refuse(folder, lambda dataset: torch.equal(dataset.batch(range(5))["tokens"], expected))
+
+
+@given(st.floats(0, 1), st.integers(0, 12), st.binary(max_size=12) | st.sampled_from([b"\xff" * 8, b"\0" * 16, b"\x7f\xff\xff\xff"]))
+def test_any_bytes_are_latents_or_refused(tmp_path_factory, place, num_deleted, inserted):
+    """The manifest vouches for each: Arrow and the checks have to do without the hash."""
+    folder = latents_in(tmp_path_factory)
+    path = folder / "train-000000.arrow"
+    data = path.read_bytes()
+    start = int(place * len(data))
+    path.write_bytes(data[:start] + inserted + data[start + num_deleted :])
+    vouch(folder, path.name)
+
+    def is_sound(dataset: LatentDataset) -> bool:
+        tokens = dataset.batch(range(8))["tokens"]
+        return (
+            tokens.shape == (8, *GRID) and 0 <= tokens.min() <= tokens.max() < NUM_CODES and len(dataset.keys) == len(dataset.labels) == 8
+        )
+
+    read_or_refuse(folder, is_sound)
+
+
+def latents_in(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("latents")
+    entries = [
+        write_latents(folder / f"{shard}.arrow", spec(shard), keys_of(shard), [0] * NUM_IMAGES[shard], latents_of(shard))
+        for shard in ("train-000000", "train-000001")
+    ]
+    write_latents_manifest(folder, FROZEN, {"train": entries})
+    return folder
+
+
+def read_or_refuse(folder: Path, is_right) -> None:
+    try:
+        dataset = LatentDataset(folder, "train", FROZEN)
+    except PipelineError as error:
+        assert str(folder) in str(error) and str(error).isprintable()
+        return
+    assert is_right(dataset)

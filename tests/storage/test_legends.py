@@ -6,7 +6,7 @@ import pytest
 
 from errors import PipelineError
 from models.metric import PSNR, Metric
-from storage.legends import describe, read_legend, write_legend
+from storage.legends import describe, legend_of, read_legend, write_legend
 
 DISTANCE = Metric("fd_eyes", "FD", -1, features="Eyes", note="Smaller is better.")
 
@@ -25,6 +25,8 @@ def test_a_legend_comes_back_and_describes_trained_and_validated_values_alike(tm
         ({"format": "dae-legend-0"}, "not a legend in format dae-legend-1; run dvc repro"),
         ({"metrics": {"psnr_db": {"label": "PSNR"}}}, "metrics.psnr_db.direction"),
         ({"metrics": []}, "metrics"),
+        ({"metrics": {"psnr_db": legend_of([PSNR])["psnr_db"] | {"direction": 5}}}, "metrics.psnr_db.direction"),
+        ({"metrics": {"psnr_db": legend_of([PSNR])["psnr_db"] | {"more": 5}}}, "metrics.psnr_db.more"),
     ],
 )
 def test_another_format_and_a_damaged_file_are_refused_in_one_line(tmp_path, change, named):

@@ -59,6 +59,13 @@ def test_weights_of_another_module_are_one_line(tmp_path, other):
     assert "\n" not in message and len(message) < 500
 
 
+@pytest.mark.parametrize("other", [torch.float64, torch.bfloat16, torch.float8_e4m3fn, torch.int8, torch.bool, torch.complex64])
+def test_tensors_of_another_type_are_refused_and_not_cast(tmp_path, other):
+    save_weights(tmp_path / "w", {name: tensor.to(other) for name, tensor in nn.Linear(3, 2).state_dict().items()})
+    with pytest.raises(PipelineError, match=rf"^{tmp_path / 'w'}: weights do not fit .* is {str(other)[6:]}, not float32\); .*dvc repro"):
+        load_into(nn.Linear(3, 2), tmp_path / "w")
+
+
 def test_loaded_module_is_ready_for_inference(tmp_path):
     saved = nn.Sequential(nn.Linear(3, 2), nn.Dropout(0.5))
     save_weights(tmp_path / "w", saved.state_dict())
