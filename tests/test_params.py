@@ -347,22 +347,15 @@ def test_a_pair_that_does_not_go_together_comes_before_its_keys(tmp_path, change
     assert message.startswith("bottleneck.kind ") and "do not go together" in message and "dropout" not in message
 
 
-@pytest.mark.parametrize(
-    ("key", "value"),
-    [
-        ("dataset.image_size", 10**9),
-        ("bottleneck.num_codes", 10**10),
-        ("runtime.num_threads", 10**6),
-        ("runtime.num_ray_tasks", 10**6),
-        ("prior.training.num_ray_workers", 10**6),
-        ("autoencoder.num_res_blocks", 10**6),
-        ("prior.num_layers", 10**6),
-        ("stage2.batch_size", 2**63),
-        ("dataset.images_per_shard", 10**18),
-        ("stage1.learning_rate", 1e39),
-        ("sample.guidance_scale", 1e308),
-    ],
-)
+SENSELESS = {
+    "dataset.image_size": 10**9, "bottleneck.num_codes": 10**10, "runtime.num_threads": 10**6,
+    "runtime.num_ray_tasks": 10**6, "prior.training.num_ray_workers": 10**6, "autoencoder.num_res_blocks": 10**6,
+    "prior.num_layers": 10**6, "stage2.batch_size": 2**63, "dataset.images_per_shard": 10**18, "stage1.learning_rate": 1e39,
+    "sample.guidance_scale": 1e308,
+}
+
+
+@pytest.mark.parametrize(("key", "value"), SENSELESS.items())
 def test_sizes_that_make_no_sense(tmp_path, key, value):
     message = complaint(tmp_path, yaml.safe_dump(changed({key: value})))
     assert message.startswith(f"{key}: got {value}; input should be less than or equal to")
