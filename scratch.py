@@ -15,12 +15,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from pydantic import BaseModel
+
 from errors import PipelineError, explain_os_error
 from storage.files import read_json, write_json
 
 SCRATCH_VARIABLE = "DAE_SCRATCH"  # an absolute folder for resumable state; default: .scratch in the project
 SCRATCH_KEPT_SECONDS = 7 * 24 * 3600
 DISCARDED = ".discarded"
+
+
+class _FinishedRecord(BaseModel):
+    metrics: dict
 
 
 @dataclass(frozen=True)
@@ -54,7 +60,7 @@ class Scratch:
 
     def finished_metrics(self) -> dict | None:
         """What an earlier run gave to ``finish``, when it was ended after that."""
-        return read_json(self._finished)["metrics"] if self._finished.exists() else None
+        return read_json(self._finished, _FinishedRecord)["metrics"] if self._finished.exists() else None
 
     @property
     def _finished(self) -> Path:

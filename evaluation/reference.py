@@ -15,12 +15,22 @@ from evaluation.extractors import Extractor
 from evaluation.factors import judge_sha256
 from evaluation.fidelity import Reference, build_protocol
 from sections import Evaluation
-from storage.files import MANIFEST, read_json, require_format, sha256_file, write_json
+from storage.files import MANIFEST, read_json, require_format, require_keys, sha256_file, write_json
 from storage.shards import ShardDataset, read_manifest
-from storage.weights import load_weights, save_weights
+from storage.weights import RESTORE, load_weights, save_weights
 
 FORMAT = "dae-reference-1"
 FEATURES = "features.safetensors"
+
+
+class _Dataset(BaseModel):
+    resize_filter: str
+
+
+class _ShardsOfDataset(BaseModel):
+    """What the protocol takes from the shards' manifest, beside what that always holds."""
+
+    dataset: _Dataset
 
 
 class Protocol(BaseModel):
@@ -68,7 +78,7 @@ def save_reference(folder: Path, shards: Path, features: torch.Tensor, extractor
     A network that reads factors must be in the folder already, as the protocol carries its hash too.
     """
     save_weights(folder / FEATURES, {"features": features})
-    protocol = build_protocol(extractor, settings, read_manifest(shards), sha256_file(folder / FEATURES), judge_sha256(folder))
+    protocol = build_protocol(extractor, settings, _read_shards(shards), sha256_file(folder / FEATURES), judge_sha256(folder))
     write_json(folder / MANIFEST, {"format": FORMAT, "protocol": protocol, "shards_sha256": sha256_file(shards / MANIFEST)})
     return protocol
 
@@ -95,8 +105,19 @@ def load_reference(folder: Path, shards: Path, extractor: Extractor, settings: E
             f"{folder / FEATURES}: its hash is {features_sha256[:16]}, the manifest says "
             f"{manifest['protocol']['reference_sha256'][:16]}; delete the folder and run dvc repro reference"
         )
-    asked = build_protocol(extractor, settings, read_manifest(shards), features_sha256, judge_sha256(folder))
+    asked = build_protocol(extractor, settings, _read_shards(shards), features_sha256, judge_sha256(folder))
     for key, value in asked.items():
         if (made := manifest["protocol"].get(key)) != value:
             raise PipelineError(f"{folder}: made with {key} {made!r}, asked for is {value!r}; run dvc repro reference")
+    if features.ndim != 2 or not features.is_floating_point() or len(features) != settings.num_images:
+        found = f"{str(features.dtype)[6:]} {tuple(features.shape)}"
+        raise PipelineError(
+            f"{folder / FEATURES}: features are {found}, not one row of numbers for each of {settings.num_images} images; {RESTORE}"
+        )
     return Reference.of(features), asked
+
+
+def _read_shards(shards: Path) -> dict:
+    manifest = read_manifest(shards)
+    require_keys(shards / MANIFEST, manifest, _ShardsOfDataset)
+    return manifest

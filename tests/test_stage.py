@@ -72,6 +72,22 @@ def contents(root: Path) -> dict[str, bytes]:
     return {str(file.relative_to(root)): file.read_bytes() for file in files if file.is_file()}
 
 
+@pytest.mark.parametrize("text", ["", "[]", "null", "{}", '{"metrics": 3}'])
+def test_a_damaged_record_of_finished_work_is_one_line(root, monkeypatch, text):
+    """Of a run that was killed before its outputs were in place."""
+
+    def killed(outputs):
+        raise Interrupted
+
+    monkeypatch.setattr("stage.publish", killed)
+    with pytest.raises(Interrupted):
+        execute(toy(write("whole")), PARAMS, None, 0, root)
+    [finished] = root.glob(".scratch/toy/toy/*/finished.json")
+    finished.write_text(text)
+    with pytest.raises(PipelineError, match=f"^{finished.resolve()}: .*delete (it|the folder) and run dvc repro"):
+        execute(toy(write("whole")), PARAMS, None, 0, root)
+
+
 def test_outputs_are_published_and_scratch_removed(root):
     assert execute(toy(write("new")), PARAMS, None, 0, root) == {"b": "new", "a": 0.1 + 0.2}
     assert (root / "artifacts/toy/part/file.txt").read_text() == "new"
