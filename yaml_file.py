@@ -11,6 +11,10 @@ from ruamel.yaml import YAMLError as OtherYAMLError
 
 from errors import PipelineError
 
+MAX_INTEGER = 2**63 - 1  # what numbers of images, steps and bytes are counted in; and a larger one has no decimal text beyond 4,300 digits
+NUM_SHOWN = 40  # characters of a value that is none
+NO_VALUE = (ValueError, LookupError, AttributeError, OverflowError)  # PyYAML trusts tags and looks: of !!bool maybe, of 2026-99-99
+
 
 def read_text(path: Path) -> str:
     """The characters of a file, ends of lines as they are.
@@ -26,6 +30,15 @@ def read_text(path: Path) -> str:
         raise PipelineError(f"{path}: not a readable text file ({type(error).__name__}); name a YAML file of parameters") from None
 
 
+def parse(text: str) -> Any:
+    """Whatever value a text is.
+
+    Raises:
+        yaml.YAMLError, RecursionError: it is none.
+    """
+    return yaml.load(text, _UniqueKeyLoader)
+
+
 def parse_mapping(path: Path, text: str) -> dict:
     """The one mapping that a file's text holds, in which no key is given twice.
 
@@ -33,13 +46,13 @@ def parse_mapping(path: Path, text: str) -> dict:
         PipelineError: naming the file, and the line where there is one.
     """
     try:
-        tree = yaml.load(text, _UniqueKeyLoader)
+        tree = parse(text)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
         where = f"line {mark.line + 1}: " if mark else ""
         what = getattr(error, "problem", None) or getattr(error, "reason", None) or str(error)
         raise PipelineError(f"{path}: {where}not valid YAML: {' '.join(str(what).split())}") from None
-    except (ValueError, RecursionError) as error:  # a number or a date that is none; mappings a thousand deep
+    except (ValueError, RecursionError) as error:  # mappings a thousand deep
         raise PipelineError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     if tree is None:
         raise PipelineError(f"{path}: is empty, and must hold one mapping of sections; presets/default.yaml is a whole one")
@@ -59,7 +72,7 @@ def require_one_reading(path: Path, text: str, tree: dict) -> None:
     """
     try:
         other = YAML(typ="safe").load(text)
-    except (OtherYAMLError, ValueError, RecursionError) as error:
+    except (OtherYAMLError, RecursionError, *NO_VALUE) as error:
         raise PipelineError(f"{path}: not valid YAML for DVC: {' '.join(str(error).split())}") from None
     difference = _first_difference(tree, other, "")
     if difference:
@@ -71,7 +84,16 @@ def require_one_reading(path: Path, text: str, tree: dict) -> None:
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
-    """YAML that refuses a key given twice, of which the last would silently win."""
+    """YAML that refuses a key given twice, of which the last would silently win, and any value that is none with its line."""
+
+    def construct_object(self, node, deep=False):
+        try:
+            value = super().construct_object(node, deep)
+            if isinstance(value, int) and abs(value) > MAX_INTEGER:
+                raise OverflowError
+        except NO_VALUE:
+            raise _no_value(node) from None
+        return value
 
     def construct_mapping(self, node, deep=False):
         seen = set()
@@ -83,6 +105,13 @@ class _UniqueKeyLoader(yaml.SafeLoader):
                 raise yaml.constructor.ConstructorError(None, None, f"{key} is given twice", key_node.start_mark)
             seen.add(key)
         return super().construct_mapping(node, deep)
+
+
+def _no_value(node: yaml.Node) -> yaml.YAMLError:
+    text = node.value if len(node.value) <= NUM_SHOWN else f"{node.value[:NUM_SHOWN]}..."
+    what = node.tag.rpartition(":")[2]
+    what = f"integer up to {MAX_INTEGER}" if what == "int" else what
+    return yaml.constructor.ConstructorError(None, None, f"{text!r} is no {what}", node.start_mark)
 
 
 def _first_difference(ours: Any, theirs: Any, key: str) -> tuple[str, Any, Any] | None:

@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from errors import PipelineError, explain_os_error
 from flows.files import committed, write_whole
+from yaml_file import NO_VALUE
 
 LOCK = "dvc.lock"
 LAST_WHOLE_LOCK = ".dvc/tmp/dvc.lock.whole"
@@ -28,6 +29,7 @@ HEADER = "schema: '2.0'\nstages:\n"
 ENTRY = re.compile(r"^  ([^ \n].*):\n((?:   .*\n)*)", re.MULTILINE)
 NEXT_ENTRY = re.compile(r"  [^ \n]")
 CONFLICT = re.compile(r"^(<{7}|={7}|>{7})", re.MULTILINE)
+DAMAGED = (yaml.YAMLError, RecursionError, *NO_VALUE)  # pydantic's ValidationError is a ValueError
 SECONDS_OF_A_WRITE = 1.0  # another dvc may be writing right now
 
 
@@ -125,7 +127,7 @@ def is_whole_lock(text: str) -> bool:
     """Whether DVC would take this for a lock file, its last line has an end, and its last stage has outputs: DVC writes them last."""
     try:
         lock = _Lock.model_validate(yaml.load(text, yaml.CSafeLoader))
-    except (yaml.YAMLError, ValidationError):
+    except DAMAGED:
         return False
     last = list(lock.stages.values())[-1:]
     return text.endswith("\n") and all(entry.outs for entry in last)
@@ -141,7 +143,7 @@ def whole_entries(text: str) -> dict[str, str]:
         name, entry = match.groups()
         try:
             _Entry.model_validate(yaml.load(entry, yaml.CSafeLoader))
-        except (yaml.YAMLError, ValidationError):
+        except DAMAGED:
             continue
         if NEXT_ENTRY.match(text, match.end()):
             entries[name] = entry

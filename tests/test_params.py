@@ -3,6 +3,7 @@
 import copy
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -140,6 +141,7 @@ def test_missing_parameter(tmp_path, key):
         ("stage1.betas.1", 1.0, "less than 1"),
         ("stage2.warmup_steps", -3, "greater than or equal to 0"),
         ("autoencoder.channel_multipliers", [], "at least 1 item"),
+        ("autoencoder.channel_multipliers", [1] * 16, "at most 15 items"),
         ("autoencoder.channel_multipliers", 4, "list"),
         ("autoencoder.channel_multipliers.0", 0, "greater than 0"),
         ("arms.dae.stage1.channels_multiplier", 1.5, "less than or equal to 1"),
@@ -166,7 +168,8 @@ def test_missing_parameter(tmp_path, key):
 )
 def test_wrong_value(tmp_path, key, value, allowed):
     message = complaint(tmp_path, yaml.safe_dump(changed({key: value})))
-    assert message.startswith(f"{key}: got {value!r}; ") and allowed in message
+    shown = "[1, 1, 1, 1, 1, 1, ...]" if value == [1] * 16 else repr(value)
+    assert message.startswith(f"{key}: got {shown}; ") and allowed in message
 
 
 @pytest.mark.parametrize("key", ["stage1", "arms", "arms.dae", "arms.dae.stage1", "prior.training"])
@@ -217,6 +220,8 @@ def test_text_that_is_no_finite_number_gets_no_advice_to_write_one(tmp_path, key
             ("discriminator_num_layers 2", "dataset.image_size 8", "fewer than 3 pixels"),
         ),
         ({"dataset.source": "~/images"}, ("dataset", "source", "~/images", "whole path")),
+        ({"dataset.source": "my\nimages"}, ("dataset: source 'my\\nimages'", "end of line")),
+        ({"dataset.source": "my\0images"}, ("dataset: source 'my\\x00images'", "zero byte")),
         ({"sample.num_images": 900}, ("sample.num_images 900", "evaluation.num_images")),
         ({"sample.num_images": 10}, ("sample: batch_size 250 is larger than num_images 10", "lower batch_size")),
         ({"sample.images_per_shard": 400}, ("sample: images_per_shard 400", "multiple of batch_size 250", "1000 (num_images)")),
@@ -318,6 +323,9 @@ def test_values_of_a_dit_that_contradict_each_other(tmp_path, key, value, expect
         ("just text", "must hold one mapping of sections"),
         (FILE.read_text() + "\nfreeze: {num_probe_images: 3}\n", "freeze"),  # a second time
         (FILE.read_text() + "\n3: 4\n", "3"),
+        ("\ndataset: {image_size: 0x" + "F" * 5000 + "}", f"line 2: not valid YAML: '0x{'F' * 38}...' is no integer up to 92233720"),
+        ("\nexperiment: {seeds: [" + "9" * 5000 + "]}", f"line 2: not valid YAML: '{'9' * 40}...' is no integer up to 92233720"),
+        ("\nencode: {horizontal_flip: !!bool maybe}", "line 2: not valid YAML: 'maybe' is no bool"),
     ],
 )
 def test_file_that_holds_something_else(tmp_path, text, expected):
@@ -360,6 +368,13 @@ def test_a_pair_that_does_not_go_together_comes_before_its_keys(tmp_path, change
 def test_sizes_that_make_no_sense(tmp_path, key, value):
     message = complaint(tmp_path, yaml.safe_dump(changed({key: value})))
     assert message.startswith(f"{key}: got {value}; input should be less than or equal to")
+
+
+def test_a_value_without_end_is_shown_in_part(tmp_path):
+    aliases = ", ".join(f"&{name} [{', '.join([f'*{inner}'] * 9)}]" for inner, name in pairwise("abcdefghijkl"))
+    for title in (f"[&a [x], {aliases}]", f"[{'x' * 9999}]"):
+        message = complaint(tmp_path, yaml.safe_dump(changed({"report": REMOVED})) + f"report: {{title: {title}}}")
+        assert message.startswith("report.title: got [") and message.endswith("; input should be a valid string") and len(message) < 500
 
 
 def test_arm_too_long_for_a_file_name(tmp_path):

@@ -40,11 +40,15 @@ def complaint_about_source(project: Path, source: str) -> str:
         ("artifacts", "lies in artifacts/, which the pipeline writes"),
         ("artifacts/shards", "lies in artifacts/"),
         ("dangling", "is a link to nowhere, where nothing is"),
+        ("a" * 300, "does not exist"),
+        ("pipe", "is a device, a pipe or a socket; name a folder of images"),
+        ("/dev/zero", "is a device, a pipe or a socket"),
     ],
 )
 def test_source_that_cannot_be_one(project, source, message):
     (project / "link_home").symlink_to("..")
     (project / "dangling").symlink_to("nowhere")
+    os.mkfifo(project / "pipe")
     assert complaint_about_source(project, source).startswith(message)
 
 
