@@ -43,13 +43,15 @@ class Dataset(Section):
     def _source_is_a_path(self):
         if self.source.startswith("~"):
             raise ValueError(f"source {self.source}: write the whole path; DVC does not expand ~")
+        if len(self.source.splitlines()) > 1 or "\0" in self.source:
+            raise ValueError(f"source {self.source!r}: has an end of line or a zero byte in it; name a path without")
         return self
 
 
 class Autoencoder(Section):
     patch_size: PositiveInt
     channels: PositiveInt
-    channel_multipliers: Annotated[list[PositiveInt], Field(min_length=1)]
+    channel_multipliers: Annotated[list[PositiveInt], Field(min_length=1, max_length=MAX_IMAGE_SIZE.bit_length())]  # each halves it
     num_res_blocks: NumLayers
     attention_resolutions: list[PositiveInt]
     dropout: Probability

@@ -28,7 +28,7 @@ def require_source(source: Path, project: Path) -> None:
     except PermissionError:
         raise PipelineError(f"{where} is or leads into a folder that may not be read; mend its permissions, or name {wanted}") from None
     except (OSError, ValueError):
-        if path.is_symlink():
+        if os.path.islink(path):  # Path.is_symlink raises where a name is too long
             raise PipelineError(f"{where} is a link to {os.readlink(path)}, where nothing is; mend the link, or name {wanted}") from None
         raise PipelineError(f"{where} does not exist; name {wanted}") from None
     real, home = path.resolve(), project.resolve()

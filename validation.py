@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import difflib
 import math
+import reprlib
 from types import UnionType
 from typing import Annotated, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-MAX_INTEGER = 2**53  # beyond, not everything that reads a number tells it from its neighbours, and libraries count in 64 bits
-Count = Annotated[int, Field(ge=0, le=MAX_INTEGER)]
-PositiveInt = Annotated[int, Field(gt=0, le=MAX_INTEGER)]
+MAX_COUNT = 2**53  # beyond, not everything that reads a number tells it from its neighbours, and libraries count in 64 bits
+Count = Annotated[int, Field(ge=0, le=MAX_COUNT)]
+PositiveInt = Annotated[int, Field(gt=0, le=MAX_COUNT)]
 MAX_FLOAT = 1e30  # networks compute in single precision, which ends at 3.4e38
 PositiveFloat = Annotated[float, Field(gt=0, le=MAX_FLOAT)]
 NonNegativeFloat = Annotated[float, Field(ge=0, le=MAX_FLOAT)]
@@ -19,6 +20,8 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 Probability = Annotated[float, Field(ge=0, lt=1)]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9_]+$", max_length=64)]  # part of file names
 RENAMED = {"num_workers": "num_ray_workers", "accumulate_batches": "num_microbatches"}  # an earlier version's name -> today's
+SHOWN = reprlib.Repr()  # of a value that is wrong: enough to find it, whatever it is; aliases of YAML make lists without end
+SHOWN.maxlevel, SHOWN.maxstring, SHOWN.maxother = 2, 100, 100
 NO_SECTION = ("model_type", "model_attributes_type", "dict_type")
 
 
@@ -47,7 +50,7 @@ def explain(error: ValidationError, tree: dict, model: type[BaseModel]) -> str:
     elif first["type"] == "union_tag_invalid":
         key = first["ctx"]["discriminator"].strip("'")
         path = [*path, key]
-        message = f"got {first['input'][key]!r}; input should be {_alternatives(first['ctx']['expected_tags'])}"
+        message = f"got {SHOWN.repr(first['input'][key])}; input should be {_alternatives(first['ctx']['expected_tags'])}"
     else:
         message = first["msg"].removeprefix("Value error, ")
         message = message[0].lower() + message[1:]
@@ -62,8 +65,8 @@ def _with_value(item: dict, message: str) -> str:
     found = item["input"]
     if item["type"] in NO_SECTION:
         message = "must be a section: indented lines of key: value"
-    message = f"got {found!r}; {message}"
-    if isinstance(found, str) and _is_finite_number(found):
+    message = f"got {SHOWN.repr(found)}; {message}"
+    if isinstance(found, str) and len(found) <= SHOWN.maxstring and _is_finite_number(found):
         number = int(float(found)) if item["type"] == "int_type" else float(found)
         message += f" (YAML reads {found} as text: write {number!r})"
     return message

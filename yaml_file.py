@@ -11,6 +11,10 @@ from ruamel.yaml import YAMLError as OtherYAMLError
 
 from errors import PipelineError
 
+MAX_INTEGER = 2**63 - 1  # what numbers of images, steps and bytes are counted in; and a larger one has no decimal text beyond 4,300 digits
+NUM_SHOWN = 40  # characters of a value that is none
+NO_VALUE = (ValueError, LookupError, AttributeError, OverflowError, TypeError)  # PyYAML trusts tags: of !!bool maybe
+
 
 def read_text(path: Path) -> str:
     """The characters of a file, ends of lines as they are.
@@ -24,6 +28,15 @@ def read_text(path: Path) -> str:
         raise PipelineError(f"{path}: no such file; run from the project's folder, or make one: make preset NAME=default") from None
     except (OSError, UnicodeDecodeError) as error:
         raise PipelineError(f"{path}: not a readable text file ({type(error).__name__}); name a YAML file of parameters") from None
+
+
+def parse_value(text: str) -> Any:
+    """Whatever value a text is.
+
+    Raises:
+        yaml.YAMLError, RecursionError: it is none.
+    """
+    return yaml.load(text, _UniqueKeyLoader)
 
 
 def parse_mapping(path: Path, text: str) -> dict:
@@ -43,16 +56,14 @@ def parse_mapping(path: Path, text: str) -> dict:
 def parse(path: Path, text: str) -> Any:
     """Whatever a file's text holds; refused as in ``parse_mapping`` when it is no YAML, or gives a key twice."""
     try:
-        return yaml.load(text, _UniqueKeyLoader)
+        return parse_value(text)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
         where = f"line {mark.line + 1}: " if mark else ""
         what = getattr(error, "problem", None) or getattr(error, "reason", None) or str(error)
         raise PipelineError(f"{path}: {where}not valid YAML: {' '.join(str(what).split())}") from None
-    except (ValueError, RecursionError) as error:  # a number or a date that is none; mappings a thousand deep
+    except (ValueError, RecursionError) as error:  # mappings a thousand deep
         raise PipelineError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
-    except (LookupError, AttributeError, TypeError):  # what PyYAML makes of !!bool x, !!int '', !!timestamp x and !!set [x]
-        raise PipelineError(f"{path}: not valid YAML: a value is not of the type that its tag (!!...) says; leave the tag out") from None
 
 
 def require_one_reading(path: Path, text: str, tree: dict) -> None:
@@ -66,7 +77,7 @@ def require_one_reading(path: Path, text: str, tree: dict) -> None:
     """
     try:
         other = YAML(typ="safe").load(text)
-    except (OtherYAMLError, ValueError, RecursionError) as error:
+    except (OtherYAMLError, RecursionError, *NO_VALUE) as error:
         raise PipelineError(f"{path}: not valid YAML for DVC: {' '.join(str(error).split())}") from None
     difference = _first_difference(tree, other, "")
     if difference:
@@ -78,9 +89,20 @@ def require_one_reading(path: Path, text: str, tree: dict) -> None:
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
-    """YAML that refuses a key given twice, of which the last would silently win."""
+    """YAML that refuses a key given twice, of which the last would silently win, and any value that is none with its line."""
+
+    def construct_object(self, node, deep=False):
+        try:
+            value = super().construct_object(node, deep)
+            if isinstance(value, int) and abs(value) > MAX_INTEGER:
+                raise OverflowError
+        except NO_VALUE:
+            raise _no_value(node) from None
+        return value
 
     def construct_mapping(self, node, deep=False):
+        if not isinstance(node, yaml.MappingNode):  # !!set [x]
+            raise yaml.constructor.ConstructorError(None, None, f"a {node.tag.rpartition(':')[2]} must be a mapping", node.start_mark)
         seen = set()
         for key_node, _ in node.value:
             if not isinstance(key_node, yaml.ScalarNode):
@@ -90,6 +112,13 @@ class _UniqueKeyLoader(yaml.SafeLoader):
                 raise yaml.constructor.ConstructorError(None, None, f"{key} is given twice", key_node.start_mark)
             seen.add(key)
         return super().construct_mapping(node, deep)
+
+
+def _no_value(node: yaml.Node) -> yaml.YAMLError:
+    text = node.value if len(node.value) <= NUM_SHOWN else f"{node.value[:NUM_SHOWN]}..."
+    what = node.tag.rpartition(":")[2]
+    what = f"integer up to {MAX_INTEGER}" if what == "int" else what
+    return yaml.constructor.ConstructorError(None, None, f"{text!r} is no {what}", node.start_mark)
 
 
 def _first_difference(ours: Any, theirs: Any, key: str) -> tuple[str, Any, Any] | None:

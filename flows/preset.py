@@ -17,7 +17,7 @@ from errors import PipelineError, explain_os_error
 from flows.files import committed, write_whole
 from flows.overlay import compose, differences
 from params import check
-from yaml_file import parse_mapping, read_text
+from yaml_file import parse_mapping, parse_value, read_text
 
 PARAMS, PRESETS, DEFAULT = "params.yaml", "presets", "presets/default.yaml"
 EDITED = (
@@ -125,8 +125,8 @@ def values_but_for_seeds(path: Path) -> object:
 
 def _values_but_for_seeds(text: str) -> object:
     try:
-        tree = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, RecursionError):
+        tree = parse_value(text)
+    except (yaml.YAMLError, RecursionError):
         return text
     if isinstance(tree, dict) and isinstance(tree.get("experiment"), dict):
         tree["experiment"].pop("seeds", None)

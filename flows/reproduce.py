@@ -31,6 +31,7 @@ from flows.graph import Node, load_graph, reasons_to_run, select
 from flows.processes import CommandFailed, Processes, Stopped, stage_environment
 from flows.repair import repair
 from params import check
+from yaml_file import parse_value
 
 LOCK = ".scratch/flow.lock"
 POLL_SECONDS = 1.0
@@ -233,8 +234,8 @@ def exclusive_lock(log, name: str = LOCK):
 def _override(text: str) -> tuple[str, object]:
     key, _, value = text.partition("=")
     try:
-        return key, yaml.safe_load(value)
-    except yaml.YAMLError:
+        return key, parse_value(value)
+    except (yaml.YAMLError, RecursionError):
         raise argparse.ArgumentTypeError(f"{text}: {value} is no value of params.yaml") from None
 
 

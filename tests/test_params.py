@@ -140,6 +140,7 @@ def test_missing_parameter(tmp_path, key):
         ("stage1.betas.1", 1.0, "less than 1"),
         ("stage2.warmup_steps", -3, "greater than or equal to 0"),
         ("autoencoder.channel_multipliers", [], "at least 1 item"),
+        ("autoencoder.channel_multipliers", [1] * 16, "at most 15 items"),
         ("autoencoder.channel_multipliers", 4, "list"),
         ("autoencoder.channel_multipliers.0", 0, "greater than 0"),
         ("arms.dae.stage1.channels_multiplier", 1.5, "less than or equal to 1"),
@@ -166,7 +167,8 @@ def test_missing_parameter(tmp_path, key):
 )
 def test_wrong_value(tmp_path, key, value, allowed):
     message = complaint(tmp_path, yaml.safe_dump(changed({key: value})))
-    assert message.startswith(f"{key}: got {value!r}; ") and allowed in message
+    shown = "[1, 1, 1, 1, 1, 1, ...]" if value == [1] * 16 else repr(value)
+    assert message.startswith(f"{key}: got {shown}; ") and allowed in message
 
 
 @pytest.mark.parametrize("key", ["stage1", "arms", "arms.dae", "arms.dae.stage1", "prior.training"])
@@ -217,6 +219,8 @@ def test_text_that_is_no_finite_number_gets_no_advice_to_write_one(tmp_path, key
             ("discriminator_num_layers 2", "dataset.image_size 8", "fewer than 3 pixels"),
         ),
         ({"dataset.source": "~/images"}, ("dataset", "source", "~/images", "whole path")),
+        ({"dataset.source": "my\nimages"}, ("dataset: source 'my\\nimages'", "end of line")),
+        ({"dataset.source": "my\0images"}, ("dataset: source 'my\\x00images'", "zero byte")),
         ({"sample.num_images": 900}, ("sample.num_images 900", "evaluation.num_images")),
         ({"sample.num_images": 10}, ("sample: batch_size 250 is larger than num_images 10", "lower batch_size")),
         ({"sample.images_per_shard": 400}, ("sample: images_per_shard 400", "multiple of batch_size 250", "1000 (num_images)")),
@@ -308,38 +312,6 @@ def test_values_of_a_dit_that_contradict_each_other(tmp_path, key, value, expect
 
 
 @pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("stage1:\n  {learning_rate: 0.1", "line 2: not valid YAML"),
-        ("stage1:\n\tbatch_size: 3\n", "line 2: not valid YAML"),
-        ("", "is empty, and must hold one mapping of sections"),
-        ("# nothing\n", "is empty"),
-        ("[1, 2]", "must hold one mapping of sections"),
-        ("just text", "must hold one mapping of sections"),
-        (FILE.read_text() + "\nfreeze: {num_probe_images: 3}\n", "freeze"),  # a second time
-        (FILE.read_text() + "\n3: 4\n", "3"),
-    ],
-)
-def test_file_that_holds_something_else(tmp_path, text, expected):
-    assert expected in complaint(tmp_path, text)
-
-
-@pytest.mark.parametrize(
-    ("key", "text", "readings"),
-    [
-        ("prior.training.num_steps", "0144", "100 here, YAML 1.2, and so DVC, 144"),
-        ("prior.class_conditional", "yes", "True here, YAML 1.2, and so DVC, 'yes'"),
-        ("prior.training.warmup_steps", "1:30", "90 here, YAML 1.2, and so DVC, '1:30'"),
-        ("report.title", "1e-4", "'1e-4' here, YAML 1.2, and so DVC, 0.0001"),
-    ],
-)
-def test_what_two_versions_of_yaml_read_differently_is_refused(tmp_path, key, text, readings):
-    *_, last = key.split(".")
-    whole = yaml.safe_dump(changed({key: "PLACE"})).replace(f"{last}: PLACE", f"{last}: {text}")
-    assert f"{key}: YAML 1.1 reads {readings}" in complaint(tmp_path, whole)
-
-
-@pytest.mark.parametrize(
     "changes", [{"bottleneck.kind": "vq", "prior.kind": "dit"}, {"prior.kind": "dit"}, {"bottleneck.kind": "kl"}], ids=str
 )
 def test_a_pair_that_does_not_go_together_comes_before_its_keys(tmp_path, changes):
@@ -350,7 +322,7 @@ def test_a_pair_that_does_not_go_together_comes_before_its_keys(tmp_path, change
 SENSELESS = {
     "dataset.image_size": 10**9, "bottleneck.num_codes": 10**10, "runtime.num_threads": 10**6,
     "runtime.num_ray_tasks": 10**6, "prior.training.num_ray_workers": 10**6, "autoencoder.num_res_blocks": 10**6,
-    "prior.num_layers": 10**6, "stage2.batch_size": 2**63, "dataset.images_per_shard": 10**18, "stage1.learning_rate": 1e39,
+    "prior.num_layers": 10**6, "stage2.batch_size": 2**60, "dataset.images_per_shard": 10**18, "stage1.learning_rate": 1e39,
     "sample.guidance_scale": 1e308,
 }
 

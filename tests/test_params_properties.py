@@ -88,6 +88,13 @@ def test_any_bytes(tmp_path, content):
         b"a: 1\n--- \nb: 2",
         b"dataset: " + b"9" * 5000,
         b"a: 190:20:30.15\n" * 1,
+        b"dataset: {image_size: 0x" + b"F" * 5000 + b"}",
+        b"a: 1" + b":59" * 3000,
+        b"a: 1" + b":59" * 300 + b".5",
+        b"a: !!bool maybe",
+        b"a: !!timestamp soon",
+        b'a: !!int ""',
+        b'a: !!float ""',
     ],
 )
 def test_traps_of_yaml(tmp_path, content):

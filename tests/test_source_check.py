@@ -41,6 +41,8 @@ def complaint_about_source(project: Path, source: str) -> str:
         ("artifacts/shards", "lies in artifacts/"),
         ("dangling", "is a link to nowhere, where nothing is"),
         ("pipe", "is neither a folder nor a file; name a folder of images"),
+        ("a" * 300, "does not exist"),
+        ("/dev/zero", "is neither a folder nor a file"),
     ],
 )
 def test_source_that_cannot_be_one(project, source, message):

@@ -45,8 +45,9 @@ def test_a_guard():
     assert done.stderr == "error: /no/such/command: No such file or directory; restore it, or find out what deletes it, then run it again\n"
 
 
-def test_a_value_that_is_none(monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["flows.reproduce", "--set", "stage1.learning_rate=[1"])
+@pytest.mark.parametrize("value", ["[1", "!!bool maybe", "2026-99-99", "0x" + "F" * 5000, "[" * 3000])
+def test_a_value_that_is_none(monkeypatch, capsys, value):
+    monkeypatch.setattr(sys, "argv", ["flows.reproduce", "--set", f"stage1.learning_rate={value}"])
     with pytest.raises(SystemExit):
         reproduce_module.main()
-    assert capsys.readouterr().err.endswith("error: argument --set: stage1.learning_rate=[1: [1 is no value of params.yaml\n")
+    assert capsys.readouterr().err.endswith(f"error: argument --set: stage1.learning_rate={value}: {value} is no value of params.yaml\n")

@@ -10,7 +10,7 @@ import yaml
 
 from errors import PipelineError
 from flows import graph
-from flows.repair import CONFLICT, HEADER, LAST_WHOLE_LOCK, LOCK, RWLOCK, is_whole_lock, main, repair
+from flows.repair import CONFLICT, HEADER, LAST_WHOLE_LOCK, LOCK, RWLOCK, is_whole_lock, main, repair, whole_entries
 from tests.clone import GIT, PROJECT
 
 STAGES = ["shards", "prior@a-0", "stage1@b-0", "report"]
@@ -48,6 +48,12 @@ def _toy(monkeypatch):
 
 def stages_of(text: str) -> dict:
     return (yaml.safe_load(text) or {}).get("stages") or {}
+
+
+@pytest.mark.parametrize("damage", ["!!bool maybe", "2026-99-99", "[" * 3000], ids=lambda damage: damage[:12])
+def test_a_lock_with_a_value_that_is_none_is_not_whole(damage):
+    damaged = WHOLE.replace("1e-06", damage, 1)
+    assert not is_whole_lock(damaged) and list(whole_entries(damaged)) == STAGES[1:-1]
 
 
 def test_lock_cut_at_any_byte_keeps_every_whole_stage(tmp_path, _toy):
