@@ -12,8 +12,15 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 Count = Annotated[int, Field(ge=0)]
 PositiveInt = Annotated[int, Field(gt=0)]
-PositiveFloat = Annotated[float, Field(gt=0)]
-NonNegativeFloat = Annotated[float, Field(ge=0)]
+MAX_WIDTH = 2**20  # of a layer: the weights of two such layers are beyond any memory
+MAX_LAYERS = 1024  # more is a slip of the finger, and takes forever to build
+MAX_FACTOR = 1e9  # more is one too, and the product of three of them may be no 32-bit number
+Width = Annotated[int, Field(gt=0, le=MAX_WIDTH)]
+NumLayers = Annotated[int, Field(gt=0, le=MAX_LAYERS)]
+PositiveFloat = Annotated[float, Field(gt=0, le=MAX_FACTOR)]
+NonNegativeFloat = Annotated[float, Field(ge=0, le=MAX_FACTOR)]
+Divisor = Annotated[float, Field(ge=1 / MAX_FACTOR, le=MAX_FACTOR)]  # a number of 32 bits divided by it is one too
+Threshold = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Probability = Annotated[float, Field(ge=0, lt=1)]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9_]+$", max_length=64)]  # part of file names

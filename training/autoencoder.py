@@ -86,7 +86,7 @@ class Stage1Objective:
         }
         self.modules: dict[str, nn.Module] = {"autoencoder": _place(nn.ModuleDict(parts), device)}
         self.learning_rate_factors = {"discriminator": params.reconstruction_loss.discriminator_learning_rate_factor}
-        self.loss_terms = _build_loss(params, arm, self.modules, device)
+        self.loss_terms = _build_loss(params, arm, params.stage1, self.modules, device)
 
     def _require_memory(self, params: SimpleNamespace, image_size: int) -> None:
         arm, num_images = params.arm.stage1, examples_at_once(params.stage1)
@@ -157,7 +157,7 @@ class Stage2Objective:
             "decoder": arm.learning_rate_factor,
             "discriminator": params.reconstruction_loss.discriminator_learning_rate_factor,
         }
-        self.loss_terms = _build_loss(params, arm, self.modules, device)
+        self.loss_terms = _build_loss(params, arm, params.stage2, self.modules, device)
 
     def _require_memory(self, optimization: Optimization) -> None:
         side = self.examples.latents.grid[0]
@@ -227,12 +227,22 @@ def _with_noise(z: Tensor, tokens: Tensor | None, bottleneck: nn.Module, noise: 
 
 
 def _build_loss(
-    params: SimpleNamespace, stage: ArmStage1 | ArmStage2, modules: dict[str, nn.Module], device: torch.device
+    params: SimpleNamespace,
+    stage: ArmStage1 | ArmStage2,
+    optimization: Optimization,
+    modules: dict[str, nn.Module],
+    device: torch.device,
 ) -> AutoencoderLoss:
     settings = params.reconstruction_loss
     if stage.num_adversarial_steps:
-        shape = settings.discriminator_channels, settings.discriminator_num_layers
-        modules["discriminator"] = _place(_seeded(params.seed, "discriminator", lambda: PatchDiscriminator(*shape)), device)
+
+        def build() -> nn.Module:
+            return PatchDiscriminator(settings.discriminator_channels, settings.discriminator_num_layers)
+
+        alone = optimization.model_copy(update={"ema_decay": 0.0})  # nothing averages it
+        advice = "reconstruction_loss.discriminator_channels"
+        require_memory("the discriminator", build, lambda module: torch.empty(0), 0, alone, device, advice)
+        modules["discriminator"] = _place(_seeded(params.seed, "discriminator", build), device)
     return AutoencoderLoss(settings, stage, modules.get("discriminator"), device)
 
 
