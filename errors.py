@@ -54,7 +54,15 @@ def is_out_of_memory(error: BaseException) -> bool:
     """
     if isinstance(error, MemoryError):
         return True
-    words = ("can't allocate memory", "out of memory", "MemoryError", "Unable to allocate", "is killed by signal: Killed")
+    words = (
+        "can't allocate memory",
+        "out of memory",
+        "MemoryError",
+        "Unable to allocate",
+        "bad_alloc",
+        "Storage size calculation overflowed",
+        "is killed by signal: Killed",
+    )
     said = f"{error} {error.__cause__}"  # torch says which signal only in the cause
     return isinstance(error, RuntimeError) and any(word in said for word in words)
 

@@ -10,11 +10,15 @@ from typing import Annotated, ClassVar, Literal, get_args
 
 from pydantic import Field, model_validator
 
-from sections import NumLayers, Optimization
-from validation import Count, Fraction, NonNegativeFloat, PositiveFloat, PositiveInt, Probability, Section
+from sections import Optimization
+from validation import Count, Divisor, Fraction, NonNegativeFloat, NumLayers, PositiveInt, Probability, Section, Width
 
 TOKENS, CONTINUOUS = "tokens", "continuous latents"  # what a bottleneck makes, and a prior models
 MAX_CODES = 2**31 - 1
+MAX_FLOW_STEPS = 100_000  # their times are held at once; 50 are plenty
+MAX_DRAWN_AT_ONCE = 2**17  # images, each with a generator of its own: 5 KiB beside all else
+MAX_SHARDS = 10**6  # their names count with six digits
+DIT_WIDTH_STEP = 4  # of models/dit.py's positions
 
 
 def kinds_of(union, key: str = "kind") -> dict[str, type[Section]]:
@@ -28,7 +32,7 @@ class VQBottleneck(Section):
 
     kind: Literal["vq"]
     num_codes: Annotated[int, Field(ge=2, le=MAX_CODES)]
-    code_dim: PositiveInt
+    code_dim: Width
     commitment_weight: NonNegativeFloat
     revive_after_steps: Count
 
@@ -37,7 +41,7 @@ class KLBottleneck(Section):
     LATENTS: ClassVar = CONTINUOUS
 
     kind: Literal["kl"]
-    latent_channels: PositiveInt
+    latent_channels: Width
     kl_weight: NonNegativeFloat
 
 
@@ -87,8 +91,8 @@ class TransformerPrior(PriorSection):
 
     kind: Literal["transformer"]
     num_layers: NumLayers
-    num_heads: PositiveInt
-    width: PositiveInt
+    num_heads: Width
+    width: Width
     dropout: Probability
 
     @model_validator(mode="after")
@@ -102,8 +106,8 @@ class MaskGITPrior(PriorSection):
 
     kind: Literal["maskgit"]
     num_layers: NumLayers
-    num_heads: PositiveInt
-    width: PositiveInt
+    num_heads: Width
+    width: Width
     dropout: Probability
     mask_schedule: Literal["cosine"]
 
@@ -119,11 +123,11 @@ class DiTPrior(PriorSection):
     kind: Literal["dit"]
     size: Literal["S", "B", "L", "XL"] | None
     num_layers: NumLayers | None
-    num_heads: PositiveInt | None
-    width: PositiveInt | None
+    num_heads: Width | None
+    width: Width | None
     patch_size: PositiveInt
     time_distribution: Literal["logit_normal", "uniform"]
-    time_shift: PositiveFloat
+    time_shift: Divisor
     latent: Literal["sample", "mean"]
 
     @model_validator(mode="after")
@@ -134,6 +138,8 @@ class DiTPrior(PriorSection):
             raise ValueError(f"size {self.size} and {given[0]} {measures[given[0]]} contradict each other: set one of them to null")
         if not self.size and len(given) < len(measures):
             raise ValueError("size is null, so num_layers, num_heads and width must all be numbers; or set size to S, B, L or XL")
+        if self.width and self.width % DIT_WIDTH_STEP:
+            raise ValueError(f"width {self.width} is not a multiple of {DIT_WIDTH_STEP}: sines and cosines of two coordinates share it")
         return self if self.size else _require_heads_divide_width(self)
 
     def require_side(self, side: int) -> None:
@@ -155,7 +161,7 @@ class SampleSection(Section):
     """What every way of sampling has."""
 
     num_images: PositiveInt
-    batch_size: PositiveInt
+    batch_size: Annotated[int, Field(gt=0, le=MAX_DRAWN_AT_ONCE)]
     images_per_shard: PositiveInt
     guidance_scale: NonNegativeFloat
 
@@ -169,12 +175,17 @@ class SampleSection(Section):
                 f"images_per_shard {self.images_per_shard} is neither a multiple of batch_size {self.batch_size}, "
                 f"nor {self.num_images} (num_images) or more: change one of them"
             )
+        if self.num_images > MAX_SHARDS * self.images_per_shard:
+            raise ValueError(
+                f"num_images {self.num_images} in shards of {self.images_per_shard} (images_per_shard) are more than {MAX_SHARDS} shards: "
+                "lower the one or raise the other"
+            )
         return self
 
 
 class AutoregressiveSample(SampleSection):
     sampler: Literal["autoregressive"]
-    temperature: PositiveFloat
+    temperature: Divisor
     top_k: PositiveInt | None
     top_p: Annotated[float, Field(gt=0, le=1)] | None
 
@@ -182,13 +193,13 @@ class AutoregressiveSample(SampleSection):
 class MaskGITSample(SampleSection):
     sampler: Literal["maskgit"]
     num_steps: PositiveInt
-    temperature: PositiveFloat
+    temperature: Divisor
     choice_temperature: NonNegativeFloat
 
 
 class FlowSample(SampleSection):
     sampler: Literal["euler", "heun"]
-    num_steps: PositiveInt
+    num_steps: Annotated[int, Field(gt=0, le=MAX_FLOW_STEPS)]
     guidance_interval: Annotated[list[Fraction], Field(min_length=2, max_length=2)]
 
     @model_validator(mode="after")

@@ -6,12 +6,24 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from validation import Count, Fraction, Name, NonNegativeFloat, PositiveFloat, PositiveInt, Probability, Section
+from validation import (
+    Count,
+    Fraction,
+    Name,
+    NonNegativeFloat,
+    NumLayers,
+    PositiveFloat,
+    PositiveInt,
+    Probability,
+    Section,
+    Threshold,
+    Width,
+)
 
 MAX_IMAGE_SIZE = 16384
+MAX_INPUT_SIZE = 2048  # efficientnet-lite0 has learnt at 224
+MAX_KID_SUBSETS = 10_000  # 100 are customary; it is their number that takes time, and nothing shows how far they are
 MAX_PROCESSES = 1024  # and threads: more is a slip of the finger
-MAX_LAYERS = 1024  # the same, and to build a network takes a while before its size is known
-NumLayers = Annotated[int, Field(gt=0, le=MAX_LAYERS)]
 
 
 class Experiment(Section):
@@ -50,8 +62,8 @@ class Dataset(Section):
 
 class Autoencoder(Section):
     patch_size: PositiveInt
-    channels: PositiveInt
-    channel_multipliers: Annotated[list[PositiveInt], Field(min_length=1, max_length=MAX_IMAGE_SIZE.bit_length())]  # each halves it
+    channels: Width
+    channel_multipliers: Annotated[list[Width], Field(min_length=1, max_length=MAX_IMAGE_SIZE.bit_length())]  # each halves it
     num_res_blocks: NumLayers
     attention_resolutions: list[PositiveInt]
     dropout: Probability
@@ -70,7 +82,7 @@ class ReconstructionLoss(Section):
     perceptual_weights_path: str | None
     adversarial_weight: PositiveFloat
     discriminator_head_start: Count
-    discriminator_channels: PositiveInt
+    discriminator_channels: Width
     discriminator_num_layers: NumLayers
     discriminator_learning_rate_factor: PositiveFloat
 
@@ -87,7 +99,7 @@ class Optimization(Section):
     min_learning_rate_fraction: Fraction
     weight_decay: NonNegativeFloat
     betas: Annotated[list[Probability], Field(min_length=2, max_length=2)]
-    gradient_clip_norm: PositiveFloat
+    gradient_clip_norm: Threshold
     num_microbatches: PositiveInt
     ema_decay: Probability
     precision: Literal["fp32", "bf16"]
@@ -167,10 +179,10 @@ class Encode(Section):
 class Evaluation(Section):
     extractor: Literal["efficientnet-lite0", "inception-v3-compat"]
     extractor_weights_path: str | None
-    input_size: Annotated[int, Field(ge=64)]
+    input_size: Annotated[int, Field(ge=64, le=MAX_INPUT_SIZE)]
     num_images: Annotated[int, Field(ge=2)]
     kid_subset_size: Annotated[int, Field(ge=2)]
-    kid_num_subsets: PositiveInt
+    kid_num_subsets: Annotated[int, Field(gt=0, le=MAX_KID_SUBSETS)]
     batch_size: PositiveInt
     num_grid_images: PositiveInt
 
@@ -185,7 +197,7 @@ class Gates(Section):
     """Thresholds of the gates; reporting/gates.py says what each is compared with."""
 
     max_unconverged: Fraction
-    max_decoupling_tax: PositiveFloat
+    max_decoupling_tax: Threshold
     min_prior_share: Fraction
     min_precision: Fraction
 

@@ -11,11 +11,17 @@ from typing import Annotated, Union, get_args, get_origin
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 MAX_COUNT = 2**53  # beyond, not everything that reads a number tells it from its neighbours, and libraries count in 64 bits
+MAX_WIDTH = 2**20  # of a layer: the weights of two such layers are beyond any memory
+MAX_LAYERS = 1024  # more is a slip of the finger, and takes forever to build
+MAX_FACTOR = 1e9  # more is one too, and the product of three of them may be no 32-bit number
 Count = Annotated[int, Field(ge=0, le=MAX_COUNT)]
 PositiveInt = Annotated[int, Field(gt=0, le=MAX_COUNT)]
-MAX_FLOAT = 1e30  # networks compute in single precision, which ends at 3.4e38
-PositiveFloat = Annotated[float, Field(gt=0, le=MAX_FLOAT)]
-NonNegativeFloat = Annotated[float, Field(ge=0, le=MAX_FLOAT)]
+Width = Annotated[int, Field(gt=0, le=MAX_WIDTH)]
+NumLayers = Annotated[int, Field(gt=0, le=MAX_LAYERS)]
+PositiveFloat = Annotated[float, Field(gt=0, le=MAX_FACTOR)]
+NonNegativeFloat = Annotated[float, Field(ge=0, le=MAX_FACTOR)]
+Divisor = Annotated[float, Field(ge=1 / MAX_FACTOR, le=MAX_FACTOR)]  # a number of 32 bits divided by it is one too
+Threshold = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Probability = Annotated[float, Field(ge=0, lt=1)]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9_]+$", max_length=64)]  # part of file names

@@ -224,6 +224,7 @@ def test_text_that_is_no_finite_number_gets_no_advice_to_write_one(tmp_path, key
         ({"sample.num_images": 900}, ("sample.num_images 900", "evaluation.num_images")),
         ({"sample.num_images": 10}, ("sample: batch_size 250 is larger than num_images 10", "lower batch_size")),
         ({"sample.images_per_shard": 400}, ("sample: images_per_shard 400", "multiple of batch_size 250", "1000 (num_images)")),
+        ({"sample.num_images": 10**12}, ("sample: num_images 1000000000000 in shards of 500", "more than 1000000 shards")),
         ({"sample.images_per_shard": 100}, ("sample: images_per_shard 100", "multiple of batch_size 250", "1000 (num_images)")),
         ({"sample.guidance_scale": 2.0}, ("sample.guidance_scale", "prior.class_conditional: true")),
         ({"prior.num_heads": 3}, ("prior", "width", "num_heads 3")),
@@ -301,6 +302,7 @@ def test_mistakes_in_sections_of_several_kinds_name_the_dotted_key(tmp_path, tre
         ("prior.size", "S", ("prior: size S and num_layers 2", "set one of them to null")),
         ("prior.width", None, ("prior: size is null", "num_layers, num_heads and width")),
         ("prior.num_heads", 3, ("prior: width 32", "num_heads 3")),
+        ("prior.width", 34, ("prior: width 34 is not a multiple of 4",)),
         ("prior.patch_size", 3, ("prior.patch_size 3 does not divide", "8")),
         ("sample.guidance_interval", [0.9, 0.1], ("sample: guidance_interval [0.9, 0.1]",)),
         ("sample.guidance_scale", 2.0, ("sample.guidance_scale", "prior.class_conditional: true")),
@@ -320,10 +322,15 @@ def test_a_pair_that_does_not_go_together_comes_before_its_keys(tmp_path, change
 
 
 SENSELESS = {
-    "dataset.image_size": 10**9, "bottleneck.num_codes": 10**10, "runtime.num_threads": 10**6,
-    "runtime.num_ray_tasks": 10**6, "prior.training.num_ray_workers": 10**6, "autoencoder.num_res_blocks": 10**6,
-    "prior.num_layers": 10**6, "stage2.batch_size": 2**60, "dataset.images_per_shard": 10**18, "stage1.learning_rate": 1e39,
-    "sample.guidance_scale": 1e308,
+    "key": "value", "dataset.image_size": 10**9, "autoencoder.channels": 10**7, "autoencoder.channel_multipliers.0": 10**7,
+    "autoencoder.num_res_blocks": 10**6, "bottleneck.num_codes": 10**10, "bottleneck.code_dim": 10**7,
+    "bottleneck.commitment_weight": 1e30, "reconstruction_loss.pixel_weight": 1e30, "reconstruction_loss.adversarial_weight": 1e30,
+    "reconstruction_loss.discriminator_channels": 10**7, "reconstruction_loss.discriminator_num_layers": 10**7,
+    "reconstruction_loss.discriminator_learning_rate_factor": 1e30, "stage1.learning_rate": 1e39, "stage2.weight_decay": 1e39,
+    "prior.num_layers": 10**6, "prior.width": 2**30, "sample.batch_size": 10**9, "sample.temperature": 1e39,
+    "evaluation.input_size": 10**6, "evaluation.kid_num_subsets": 10**6, "arms.dae_noise.stage1.latent_noise.strength": 1e30,
+    "runtime.num_threads": 10**6, "runtime.num_ray_tasks": 10**6, "prior.training.num_ray_workers": 10**6,
+    "dataset.images_per_shard": 10**18, "stage2.batch_size": 2**60, "sample.guidance_scale": 1e308,
 }
 
 
@@ -331,6 +338,21 @@ SENSELESS = {
 def test_sizes_that_make_no_sense(tmp_path, key, value):
     message = complaint(tmp_path, yaml.safe_dump(changed({key: value})))
     assert message.startswith(f"{key}: got {value}; input should be less than or equal to")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("prior.time_shift", 1e-320, "greater than or equal to 0.000000001"),  # as if it were 0, which divides
+        ("sample.num_steps", 10**9, "less than or equal to 100000"),
+    ],
+)
+def test_sizes_of_a_dit_that_make_no_sense(tmp_path, key, value, expected):
+    assert complaint(tmp_path, yaml.safe_dump(changed({key: value}, DIT))).startswith(f"{key}: got {value!r}; input should be {expected}")
+
+
+def test_a_temperature_that_32_bits_take_for_0(tmp_path):
+    assert complaint_about(tmp_path, sample__temperature=1e-320).startswith("sample.temperature: got 1e-320; input should be greater")
 
 
 def test_arm_too_long_for_a_file_name(tmp_path):
