@@ -322,7 +322,7 @@ def test_a_pair_that_does_not_go_together_comes_before_its_keys(tmp_path, change
 
 
 SENSELESS = {
-    "key": "value", "dataset.image_size": 10**9, "autoencoder.channels": 10**7, "autoencoder.channel_multipliers.0": 10**7,
+    "dataset.image_size": 10**9, "autoencoder.channels": 10**7, "autoencoder.channel_multipliers.0": 10**7,
     "autoencoder.num_res_blocks": 10**6, "bottleneck.num_codes": 10**10, "bottleneck.code_dim": 10**7,
     "bottleneck.commitment_weight": 1e30, "reconstruction_loss.pixel_weight": 1e30, "reconstruction_loss.adversarial_weight": 1e30,
     "reconstruction_loss.discriminator_channels": 10**7, "reconstruction_loss.discriminator_num_layers": 10**7,
