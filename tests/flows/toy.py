@@ -111,7 +111,8 @@ class Toy(Clone):
         folder.mkdir(parents=True)
         shutil.copytree(PROJECT / "flows", folder / "flows", ignore=shutil.ignore_patterns("__pycache__"))
         checks = ("params.py", "sections.py", "kinds.py", "validation.py", "yaml_file.py", "source_check.py", "errors.py")
-        for name in (*checks, "reporting/__init__.py", "reporting/arms.py", "params.yaml", "prefect.yaml", "sources/avatars.yaml"):
+        packages = ("reporting/__init__.py", "reporting/arms.py", "storage/__init__.py", "storage/files.py")
+        for name in (*checks, *packages, "params.yaml", "prefect.yaml", "sources/avatars.yaml"):
             (folder / name).parent.mkdir(exist_ok=True)
             shutil.copy(PROJECT / name, folder / name)
         (folder / "step.py").write_text(STEP)
