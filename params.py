@@ -184,7 +184,7 @@ def check(path: Path, text: str | None = None) -> Params:
 def _require_pair(path: Path, tree: dict) -> None:
     """Refuse a bottleneck and a prior that do not go together first: otherwise the error names keys of the wrong kind."""
     kinds = [section.get("kind") if isinstance(section := tree.get(name), dict) else None for name in ("bottleneck", "prior")]
-    if kinds[0] in BOTTLENECKS and kinds[1] in PRIORS:
+    if all(isinstance(kind, str) for kind in kinds) and kinds[0] in BOTTLENECKS and kinds[1] in PRIORS:
         try:
             _check_pair(*kinds)
         except ValueError as error:
@@ -214,10 +214,10 @@ def select_sections(params: Params, sections: tuple[str, ...], arm: str | None) 
             params.check_arm(arm)
         except ValueError as error:
             raise PipelineError(f"params.yaml: {error}") from None
+    elif arm is not None or any(section.startswith("arms.{arm}.") for section in sections):
+        raise PipelineError(f"--arm {arm}: params.yaml has no arms.{arm}; it has: {', '.join(params.arms)}")
     for section in sections:
         if section.startswith("arms.{arm}."):
-            if arm not in params.arms:
-                raise PipelineError(f"--arm {arm}: params.yaml has no arms.{arm}; it has: {', '.join(params.arms)}")
             part = section.removeprefix("arms.{arm}.")
             setattr(view.arm, part, getattr(params.arms[arm], part))
         elif "." in section:

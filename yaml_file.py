@@ -34,9 +34,14 @@ def parse_value(text: str) -> Any:
     """Whatever value a text is.
 
     Raises:
-        yaml.YAMLError, RecursionError: it is none.
+        yaml.YAMLError: it is none.
     """
-    return yaml.load(text, _UniqueKeyLoader)
+    try:
+        return yaml.load(text, _UniqueKeyLoader)
+    except RecursionError:
+        raise yaml.YAMLError("lists or mappings are hundreds deep in one another; close the brackets") from None
+    except NO_VALUE as error:  # of "\UFFFFFFFF", which is no character
+        raise yaml.YAMLError(str(error)) from None
 
 
 def parse_mapping(path: Path, text: str) -> dict:
@@ -62,8 +67,6 @@ def parse(path: Path, text: str) -> Any:
         where = f"line {mark.line + 1}: " if mark else ""
         what = getattr(error, "problem", None) or getattr(error, "reason", None) or str(error)
         raise PipelineError(f"{path}: {where}not valid YAML: {' '.join(str(what).split())}") from None
-    except (ValueError, RecursionError) as error:  # mappings a thousand deep
-        raise PipelineError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
 
 
 def require_one_reading(path: Path, text: str, tree: dict) -> None:

@@ -126,7 +126,7 @@ def values_but_for_seeds(path: Path) -> object:
 def _values_but_for_seeds(text: str) -> object:
     try:
         tree = parse_value(text)
-    except (yaml.YAMLError, RecursionError):
+    except yaml.YAMLError:
         return text
     if isinstance(tree, dict) and isinstance(tree.get("experiment"), dict):
         tree["experiment"].pop("seeds", None)

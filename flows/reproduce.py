@@ -235,7 +235,7 @@ def _override(text: str) -> tuple[str, object]:
     key, _, value = text.partition("=")
     try:
         return key, parse_value(value)
-    except (yaml.YAMLError, RecursionError):
+    except yaml.YAMLError:
         raise argparse.ArgumentTypeError(f"{text}: {value} is no value of params.yaml") from None
 
 

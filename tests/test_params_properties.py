@@ -95,6 +95,12 @@ def test_any_bytes(tmp_path, content):
         b"a: !!timestamp soon",
         b'a: !!int ""',
         b'a: !!float ""',
+        b'a: "\\UFFFFFFFF"',
+        b"%YAML 1." + b"9" * 5000 + b"\n--- 3",
+        b"bottleneck: {kind: [vq]}",
+        b"bottleneck: {kind: vq}\nprior: {kind: {transformer: 1}}",
+        b"sample: {sampler: [heun]}",
+        b"arms: {a: {stage1: {latent_noise: {kind: [added]}}}}",
     ],
 )
 def test_traps_of_yaml(tmp_path, content):
