@@ -255,7 +255,7 @@ def main() -> int:
         state = reproduce(**arguments, return_state=True)
     if state.is_completed():
         return 0
-    print(f"error: {state.message}", file=sys.stderr)
+    print(f"error: {' '.join(str(state.message).split())}", file=sys.stderr)  # Prefect's own has a line for each argument
     return 1
 
 

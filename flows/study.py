@@ -210,7 +210,7 @@ def main() -> int:
     with temporary_settings({PREFECT_API_URL: flows.server_url()}):
         state = study(**arguments, return_state=True)
     if not state.is_completed():
-        print(f"error: {state.message}", file=sys.stderr)
+        print(f"error: {' '.join(str(state.message).split())}", file=sys.stderr)  # Prefect's own has a line for each argument
         return 1
     print(state.message)
     print(f"study: {flows.ROOT / study_folder(arguments['preset']) / 'index.html'}")

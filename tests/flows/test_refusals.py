@@ -1,6 +1,7 @@
 """What the system refuses to a flow, to ``make serve`` or to a guard is one line, as is a mistake in an argument; no server is started."""
 
 import errno
+import importlib
 import logging
 import subprocess
 import sys
@@ -51,3 +52,16 @@ def test_a_value_that_is_none(monkeypatch, capsys, value):
     with pytest.raises(SystemExit):
         reproduce_module.main()
     assert capsys.readouterr().err.endswith(f"error: argument --set: stage1.learning_rate={value}: {value} is no value of params.yaml\n")
+
+
+@pytest.mark.parametrize("name", ["reproduce", "study"])
+def test_an_argument_that_prefect_refuses(monkeypatch, capsys, name):
+    module = importlib.import_module(f"flows.{name}")
+    message = (
+        "Flow run received invalid parameters:\n - stages.0: String should match pattern\n - slots: Input should be a dictionary"
+    )
+    state = SimpleNamespace(is_completed=lambda: False, message=message)
+    monkeypatch.setattr(module, name, lambda **arguments: state)
+    monkeypatch.setattr(sys, "argv", [f"flows.{name}"])
+    assert module.main() == 1
+    assert capsys.readouterr().err == f"error: {message.replace(chr(10), '')}\n"
