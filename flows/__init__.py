@@ -8,7 +8,16 @@ import socket
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-HOST, PORT = "127.0.0.1", int(os.environ.get("PREFECT_SERVER_API_PORT", "4200"))
+
+
+def _port() -> int:
+    given = os.environ.get("PREFECT_SERVER_API_PORT", "4200")
+    if not given.isdecimal() or len(given) > 5 or not 0 < int(given) < 2**16:
+        raise SystemExit(f"error: PREFECT_SERVER_API_PORT={given!r}: must be a port, 1 to 65535; or unset it")
+    return int(given)
+
+
+HOST, PORT = "127.0.0.1", _port()
 SETTINGS = {
     "PREFECT_HOME": str(ROOT / ".prefect"),
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",

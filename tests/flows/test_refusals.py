@@ -3,6 +3,7 @@
 import errno
 import importlib
 import logging
+import os
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -65,3 +66,10 @@ def test_an_argument_that_prefect_refuses(monkeypatch, capsys, name):
     monkeypatch.setattr(sys, "argv", [f"flows.{name}"])
     assert module.main() == 1
     assert capsys.readouterr().err == f"error: {message.replace(chr(10), '')}\n"
+
+
+@pytest.mark.parametrize("port", ["x", "", "-1", "0", "65536", "9" * 5000, "²"])
+def test_a_port_that_is_none(port):
+    environment = {**os.environ, "PREFECT_SERVER_API_PORT": port}
+    done = subprocess.run([sys.executable, "-m", "flows.guard", "true"], cwd=PROJECT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 1 and done.stderr.startswith(f"error: PREFECT_SERVER_API_PORT={port!r}: ") and done.stderr.count("\n") == 1
