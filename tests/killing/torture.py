@@ -223,7 +223,7 @@ def _minutes(text: str) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.killing.torture", description=__doc__.splitlines()[0])
-    parser.add_argument("--minutes", type=_minutes, default=60, help="begin no clone after so many; default: 60")
+    parser.add_argument("--minutes", type=_minutes, default=60, help="begin no second clone after so many; default: 60")
     parser.add_argument("--seed", type=int, default=0, help="of the choice of kills; where they hit depends on the machine too")
     arguments = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="torture-", dir="/tmp"))  # a short path: Ray's sockets are below it
@@ -232,7 +232,7 @@ def main() -> None:
     started = time.monotonic()
     try:
         wholes = [torture.undisturbed(name, changes) for name, changes in (("whole", {}), ("by-ray", BY_RAY))]
-        while time.monotonic() - started < arguments.minutes * 60:
+        while not torture.num_clones or time.monotonic() - started < arguments.minutes * 60:
             torture.torture(*wholes[torture.num_clones % 2])
     except Violation as violation:
         sys.exit(f"error: after {torture.kills.total()} kills: {violation}\n{torture.table()}\nkept for you to look at: {folder}")
