@@ -23,11 +23,12 @@ $(BIN)/.installed: requirements.txt
 	@touch $@
 
 NAME ?= $(PRESET)
+run: export DAE_REPORT_FOLLOWS := 1
 run: setup $(if $(PRESET),preset) ## reproduce the whole pipeline; only what changed runs (PRESET=faces-dit: with that preset)
 	@python -m params
 	@python -m flows.repair
 	dvc repro
-	@echo 'report: $(CURDIR)/report/index.html'
+	@python -m announcing
 
 study: setup ## answer the question with as few seeds as it takes (PRESET=cifar10 MAX_SEEDS=5 SLOTS=compute=2)
 	@python -m flows.study $(if $(PRESET),--preset $(PRESET)) $(if $(MAX_SEEDS),--max-seeds $(MAX_SEEDS)) $(addprefix --slots ,$(SLOTS))

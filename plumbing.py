@@ -5,6 +5,7 @@ schedule, a loss, a model, a format, how many workers share a batch) does not be
 """
 
 NO_RESULT_DEPENDS_ON = {
+    "announcing.py": "says on a terminal what runs",
     "errors.py": "words what is wrong",
     "kinds.py": "says which values a kind may have, and which kinds go together",
     "params.py": "checks the values that dvc.yaml lists as params, and hands them on as they are",
@@ -16,6 +17,7 @@ NO_RESULT_DEPENDS_ON = {
     "sections.py": "says which values are allowed; it has no defaults",
     "source_check.py": "refuses a source that DVC cannot take",
     "stage.py": "calls a stage's run; arm and seed come from its command, which DVC compares",
+    "stage_times.py": "tells how long stages have taken",
     "temporary.py": "gives a process a folder for temporary files",
     "validation.py": "words what is wrong with a value",
     "yaml_file.py": "reads a file, or refuses one that can be read in two ways",

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 
+from announcing import announce_stage
 from errors import PipelineError, explain_os_error, explain_out_of_memory, is_out_of_memory
 from params import Params, load_params, select_sections
 from publishing import publish, settle
@@ -87,6 +88,7 @@ class Stage:
         if seed < 0:
             sys.exit(f"error: {self.name}: --seed {seed}: must be 0 or larger")
         try:
+            announce_stage(Path("."))
             with private_temporary_folder():
                 execute(self, load_params(arguments.params), arm, seed)
         except PipelineError as error:

@@ -57,7 +57,7 @@ def create_artifacts(root: Path, nodes: Iterable[Node], outcomes: list[Outcome])
     for node in nodes:
         for image in sorted(path for out in node.outs for path in (root / out).glob("*.png") if path.is_file()):
             key = re.sub("[^a-z0-9]+", "-", f"{node.name}-{image.stem}".lower()).strip("-")
-            if url := _data_url(image):
+            if url := data_url(image):
                 create_image_artifact(url, key=key, description=f"{node.name}: {image.stem.replace('_', ' ')}")
     if any(SUMMARY.startswith(f"{out}/") for node in nodes for out in node.outs):
         summary = _read(root / SUMMARY, _Summary)
@@ -87,7 +87,8 @@ def _flat(tree: dict, prefix: str = "") -> list[tuple[str, object]]:
     return pairs
 
 
-def _data_url(path: Path) -> str | None:
+def data_url(path: Path) -> str | None:
+    """An image as a PNG of at most MAX_PREVIEW_PIXELS a side; None, with a line in the log, where it cannot be read."""
     buffer = io.BytesIO()
     try:
         with Image.open(path) as image:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -140,6 +140,64 @@ def unchanged(graph: dict[str, Node], wait: Callable[[str], None]) -> set[str]:
         if name not in changed and found >= set(node.upstream):
             found.add(name)
     return found
+
+
+def planned(arguments: list[str]) -> tuple[list[tuple[str, str | None]], int]:
+    """What ``dvc ARGUMENTS``, a ``dvc repro`` or ``dvc exp run`` at work, has yet to run at most.
+
+    It may be less: a stage may come from the cache, or make what it made before. DVC leaves its lock to others while a command
+    runs.
+
+    Returns:
+        the stages in DVC's order, each with the path in DVC's cache of the durations it last left, and how many the command looks at.
+    """
+    from dvc.cli import parse_args
+    from dvc.repo.reproduce import collect_stages, get_active_graph, plan_repro
+
+    options = parse_args(arguments)
+    with _DVC, Repo() as repo, repo.lock:
+        graph = get_active_graph(repo.index.graph)
+        everything = options.pipeline or options.all_pipelines
+        is_glob = getattr(options, "glob", False)  # of repro only
+        named = [] if options.all_pipelines else collect_stages(repo, options.targets or ["dvc.yaml"], options.recursive, is_glob)
+        is_single = options.single_item and not everything
+        steps = named if is_single else plan_repro(graph, named, options.pipeline, options.downstream and not everything)
+        names = _may_run(graph, steps, {step.name for step in steps} if options.force else set())
+        return [(step.name, _cached_durations(step)) for step in steps if step.name in names], len(steps)
+
+
+def may_run(names: Collection[str], forced: set[str]) -> set[str]:
+    """Which of these stages would run at most, or be restored, if these were reproduced in their order.
+
+    Args:
+        forced: those that run though nothing has changed.
+    """
+    try:
+        with _DVC, Repo(_wait_for_lock=True) as repo, repo.lock:
+            stages = {stage.name: stage for stage in repo.index.stages}
+            return _may_run(repo.index.graph, [stages[name] for name in names], forced)
+    except DvcException as error:
+        raise _refusal(error) from None
+
+
+def _may_run(graph, steps: list, forced: set[str]) -> set[str]:
+    found: set[str] = set()
+    for step in steps:
+        if step.name in forced or any(other.name in found for other in graph.successors(step)) or _has_changed(step):
+            found.add(step.name)
+    return found
+
+
+def _has_changed(stage) -> bool:
+    try:
+        return bool(stage.status())
+    except LockError:  # somebody is making it, or what it reads
+        return True
+
+
+def _cached_durations(stage) -> str | None:
+    """Where DVC keeps the durations that dvc.lock names: their place in the project is empty while the stage runs."""
+    return next((out.cache_path for out in stage.outs if out.def_path.startswith("durations/") and out.hash_info), None)
 
 
 def _ask(question: Callable[[Repo], Any], wait: Callable[[str], None]) -> Any:

@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import argparse
 import fcntl
+import os
 import signal
 import sys
 import time
-from contextlib import chdir, contextmanager, nullcontext
+from collections.abc import Iterator
+from contextlib import chdir, contextmanager, nullcontext, suppress
+from pathlib import Path
 from typing import Annotated, Any
 
 import yaml
@@ -27,14 +30,19 @@ from pydantic import Field, PositiveInt
 from errors import PipelineError, explain_os_error
 from flows import artifacts, trial
 from flows.gpus import visible_gpus
-from flows.graph import Node, load_graph, reasons_to_run, select
+from flows.graph import Node, load_graph, may_run, reasons_to_run, select
+from flows.live import Page, StageWatch, name_alarms, repeating, watching
+from flows.outlook import Outlook
 from flows.processes import CommandFailed, Processes, Stopped, stage_environment
 from flows.repair import repair
 from params import check
+from stage_times import read_records_there_are
 from yaml_file import parse_value
 
 LOCK = ".scratch/flow.lock"
 POLL_SECONDS = 1.0
+OUTLOOK_SECONDS = 5.0
+LIVE_VARIABLE = "DAE_LIVE"
 MAX_THREADS = 64  # waiting tasks hold one each; tasks are submitted in order, so fewer than stages is no deadlock
 BUSY = "it is being blocked by"  # DVC: another process reads or writes this stage's files
 NOISE = ("To track the changes", "To enable auto", "\tgit add", "\tdvc config", "Use `dvc push`", "Updating lock file")
@@ -50,32 +58,37 @@ class Reproduction:
 
     Args:
         forced: stages that run though nothing has changed.
+        outlook: told of each stage.
+        live: the root of the folders in which stages show what they do.
     """
 
-    def __init__(self, processes: Processes, forced: set[str]):
-        self.processes, self.forced = processes, forced
+    def __init__(self, processes: Processes, forced: set[str], outlook: Outlook, live: Path):
+        self.processes, self.forced, self.outlook, self.live = processes, forced, outlook, live
         self.seconds: dict[str, float] = {}
 
     def stage(self, node: Node) -> State:
         """Run one stage if DVC says so; the state says what happened and why."""
-        log, started = get_run_logger(), time.monotonic()
+        log, started, ran = get_run_logger(), time.monotonic(), False
         try:
             forced = node.name in self.forced
             reasons = ["forced"] if forced else reasons_to_run(node.name, lambda line: self._wait(log, line))
             if not reasons:
                 return Completed(name="Cached", message="unchanged since dvc.lock recorded it")
             why = "; ".join(reasons)
-            with self.processes.slot(node.settings.slot) as place:
-                ran = self._reproduce(node.name, log, place)
-            return Completed(message=f"ran: {why}") if ran else Completed(name="Cached", message=f"restored from DVC's cache: {why}")
+            with self.processes.slot(node.settings.slot) as place, watching(node.name, self.live, log) as watch:
+                self.outlook.begin(node.name, watch.seconds_left)
+                ran = self._reproduce(node.name, log, place, watch)
+            told = f"ran: {why}{name_alarms(watch.alarms)}"
+            return Completed(message=told) if ran else Completed(name="Cached", message=f"restored from DVC's cache: {why}")
         except CommandFailed as error:
-            return _failed(node.name, error.lines)
+            return _failed(node.name, error.lines, name_alarms(watch.alarms))
         except Stopped:
             return Cancelled(message="the run was stopped; the stage resumes from its checkpoint when it is run again")
         finally:
+            self.outlook.end(node.name, ran)
             self.seconds[node.name] = time.monotonic() - started
 
-    def _reproduce(self, name: str, log, place: dict[str, str]) -> bool:
+    def _reproduce(self, name: str, log, place: dict[str, str], watch: StageWatch) -> bool:
         """Have DVC reproduce one stage; whether its command ran, and not only the cache was asked."""
         if place:
             log.info("%s", ", ".join(f"{variable}={value}" for variable, value in place.items()))
@@ -90,7 +103,7 @@ class Reproduction:
                     log.info(line)
 
             try:
-                self.processes.run(command, on_line, place)
+                self.processes.run(command, on_line, place | watch.environment)
                 return any(line.startswith("Running stage") for line in printed)
             except CommandFailed as error:
                 if not any(BUSY in line for line in error.lines):
@@ -137,8 +150,11 @@ def reproduce(
             graph = load_graph()
             targets, needed = select(graph, stages, downstream)
             gpus = [] if params.runtime.device == "cpu" else visible_gpus()
-            processes = Processes(root, slots, stage_environment(DAE_SCRATCH=str(flows.ROOT / ".scratch")), gpus)
-            conclusion = _reproduce(Reproduction(processes, targets if force else set()), [graph[n] for n in graph if n in needed])
+            live = _live_root(name if overrides else None)
+            processes = Processes(root, slots, stage_environment(DAE_SCRATCH=str(flows.ROOT / ".scratch"), DAE_LIVE=str(live)), gpus)
+            nodes, forced = [graph[n] for n in graph if n in needed], targets if force else set()
+            outlook = Outlook(_may_run(nodes, forced), read_records_there_are(flows.ROOT), slots.get("compute", 1))
+            conclusion = _reproduce(Reproduction(processes, forced, outlook, live), nodes)
             if conclusion.is_completed() and (overrides or record):
                 trial.save_experiment(processes, name, sorted(needed), log.info)
             if conclusion.is_completed() and overrides:
@@ -154,16 +170,45 @@ def reproduce(
         return Failed(message=f"{error}: {' | '.join(error.lines[-NUM_LINES_SHOWN:])}")
 
 
+def _live_root(trial_name: str | None) -> Path:
+    """Below which stages show what they do: a trial's apart from the workspace's."""
+    root = Path(os.environ.get(LIVE_VARIABLE) or flows.ROOT / ".scratch/live")
+    return root / "trials" / trial_name if trial_name else root
+
+
 def _reproduce(run: Reproduction, nodes: list[Node]) -> State:
-    try:
-        states = _run_tasks(run, nodes)
-    except BaseException as reason:  # a cancel, SIGTERM or Ctrl-C
-        get_run_logger().warning("stopping what runs (%s)", type(reason).__name__)
-        run.processes.stop()
-        raise
+    with _outlook_shown(run.outlook):
+        try:
+            states = _run_tasks(run, nodes)
+        except BaseException as reason:  # a cancel, SIGTERM or Ctrl-C
+            get_run_logger().warning("stopping what runs (%s)", type(reason).__name__)
+            run.processes.stop()
+            raise
+        finally:
+            run.outlook.is_over = True
     outcomes = [artifacts.Outcome(name, state.name, state.message or "", run.seconds.get(name, 0.0)) for name, state in states.items()]
     artifacts.create_artifacts(run.processes.root, nodes, outcomes)
     return _conclusion(states)
+
+
+def _may_run(nodes: list[Node], forced: set[str]) -> set[str]:
+    """As DVC says before the first stage; none where it refuses, which the stages will say."""
+    with suppress(PipelineError):
+        return may_run([node.name for node in nodes], forced)
+    return set()
+
+
+@contextmanager
+def _outlook_shown(outlook: Outlook) -> Iterator[None]:
+    """Show on the flow run's page, for the length of a block, how far the run is and what remains."""
+    log, page = get_run_logger(), Page()
+
+    def look() -> None:
+        if outlook.num_stages:
+            page.show("progress", "remaining", *outlook.tell())
+
+    with repeating(look, log, OUTLOOK_SECONDS):
+        yield
 
 
 def _run_tasks(run: Reproduction, nodes: list[Node]) -> dict[str, State]:
@@ -190,13 +235,17 @@ def _may_pass_next_time(stage, task_run, state: State) -> bool:
     return state.name != REFUSED
 
 
-def _failed(name: str, lines: list[str]) -> State:
-    """A stage that ends with a line of its own says what the user must mend first; anything else may pass next time."""
+def _failed(name: str, lines: list[str], alarms: str) -> State:
+    """A stage that ends with a line of its own says what the user must mend first; anything else may pass next time.
+
+    Args:
+        alarms: what ``name_alarms`` says.
+    """
     own = [line for line in lines if line.startswith(f"error: {name.split('@')[0]}: ")]
     if own:
-        return Failed(name=REFUSED, message=own[-1])
+        return Failed(name=REFUSED, message=own[-1] + alarms)
     last = [line for line in lines if not line.startswith(("ERROR: failed to reproduce", *NOISE))]
-    return Failed(message=f"{name} failed; its last lines: " + " | ".join(last[-NUM_LINES_SHOWN:]))
+    return Failed(message=f"{name} failed; its last lines: " + " | ".join(last[-NUM_LINES_SHOWN:]) + alarms)
 
 
 def _conclusion(states: dict[str, State]) -> State:

@@ -1,5 +1,8 @@
 """Stage report: every arm and seed in one summary.json and one HTML page."""
 
+from pathlib import Path
+
+from announcing import announce_report
 from params import Params
 from reporting.page import render
 from reporting.summary import collect, read_durations
@@ -55,3 +58,4 @@ STAGE = Stage(
 
 if __name__ == "__main__":
     STAGE.main()
+    announce_report(Path("."))

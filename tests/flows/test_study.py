@@ -16,11 +16,12 @@ from prefect.states import Completed, Failed
 
 import flows
 from errors import PipelineError
-from flows import cost, preset
+from flows import preset
 from flows import reproduce as reproduce_module
 from flows import study as study_module
 from flows.cost import Point, describe_cost, list_points, read_records
 from flows.graph import Node, Settings, load_graph
+from progress import say_duration
 from reporting.statistics import LAST_LOOK, next_look
 from reporting.verdict import FINAL
 from tests.clone import GIT, NUM_STAGES, PER_ARM, PROJECT
@@ -281,7 +282,7 @@ def test_the_cost_is_that_of_what_is_missing():
     [(0.2, "1 s"), (119.5, "120 s"), (120, "2 min"), (7199, "120 min"), (7500, "2.1 h"), (86400, "24 h"), (3e5, "3.5 days")],
 )
 def test_durations_are_rounded_up(seconds, text):
-    assert cost._round_up(seconds) == text
+    assert say_duration(seconds) == text
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,10 @@ IGNORED = "/out/\n/metrics/\n/durations/\n/finished.txt\n/report/\n/.scratch/\n/
 # step.py NAME TENTHS OUT INPUT...: TENTHS times a tenth of a second, and a checkpoint after each.
 STEP = """
 import json, os, pathlib, sys, time
+import announcing
+from progress import progress_bar
 name, tenths, out, *inputs = sys.argv[1:]
+announcing.announce_stage(pathlib.Path("."))
 checkpoint = pathlib.Path(".scratch") / (name + ".txt")
 duration = pathlib.Path("durations", out.removeprefix("out/") + ".json")
 for path in (checkpoint, pathlib.Path(out), pathlib.Path("metrics/x"), duration):
@@ -20,8 +23,16 @@ for path in (checkpoint, pathlib.Path(out), pathlib.Path("metrics/x"), duration)
 start = int(checkpoint.read_text()) if checkpoint.exists() else 0
 if start:
     print("resumed at", start, flush=True)
+live = pathlib.Path(os.environ.get("DAE_LIVE", ".scratch/live"), out.removeprefix("out/").replace("-", "/", 1))
+bar = progress_bar(int(tenths), name, "step", start)
 for tenth in range(start, int(tenths)):
     time.sleep(0.1)
+    bar.update()
+    if tenth == 2 and pathlib.Path("shown.json").exists():
+        import shutil
+        live.mkdir(parents=True, exist_ok=True)
+        shutil.copy("shown.png", live / "pictures.png")
+        shutil.copy("shown.json", live / "live.json")
     pathlib.Path(str(checkpoint) + ".tmp").write_text(str(tenth + 1))
     os.replace(str(checkpoint) + ".tmp", checkpoint)
     order = pathlib.Path("do-" + name)
@@ -30,6 +41,7 @@ for tenth in range(start, int(tenths)):
         if what == "die once":
             order.unlink()
         sys.exit(what if what.startswith("error:") else "it broke")
+bar.close()
 checkpoint.unlink(missing_ok=True)
 pathlib.Path(out).write_text(name + tenths + "".join(pathlib.Path(path).read_text() for path in inputs))
 pathlib.Path("metrics", name + ".json").write_text(json.dumps({"tenths": int(tenths), "nested": {"value": 0.5}}))
@@ -111,8 +123,9 @@ class Toy(Clone):
         folder.mkdir(parents=True)
         shutil.copytree(PROJECT / "flows", folder / "flows", ignore=shutil.ignore_patterns("__pycache__"))
         checks = ("params.py", "sections.py", "kinds.py", "validation.py", "yaml_file.py", "source_check.py", "errors.py")
+        said = ("announcing.py", "progress.py", "scratch.py", "stage_times.py")
         packages = ("reporting/__init__.py", "reporting/arms.py", "storage/__init__.py", "storage/files.py")
-        for name in (*checks, *packages, "params.yaml", "prefect.yaml", "sources/avatars.yaml"):
+        for name in (*checks, *said, *packages, "params.yaml", "prefect.yaml", "sources/avatars.yaml"):
             (folder / name).parent.mkdir(exist_ok=True)
             shutil.copy(PROJECT / name, folder / name)
         (folder / "step.py").write_text(STEP)
