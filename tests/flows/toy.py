@@ -28,11 +28,10 @@ bar = progress_bar(int(tenths), name, "step", start)
 for tenth in range(start, int(tenths)):
     time.sleep(0.1)
     bar.update()
-    if tenth == 2 and pathlib.Path("shown.json").exists():
+    shown = pathlib.Path(os.environ.get("DAE_SCRATCH", ".scratch"), "shown")
+    if tenth == 2 and shown.exists():
         import shutil
-        live.mkdir(parents=True, exist_ok=True)
-        shutil.copy("shown.png", live / "pictures.png")
-        shutil.copy("shown.json", live / "live.json")
+        shutil.copytree(shown, live, dirs_exist_ok=True)
     pathlib.Path(str(checkpoint) + ".tmp").write_text(str(tenth + 1))
     os.replace(str(checkpoint) + ".tmp", checkpoint)
     order = pathlib.Path("do-" + name)
