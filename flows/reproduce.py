@@ -153,8 +153,7 @@ def reproduce(
             live = _live_root(name if overrides else None)
             processes = Processes(root, slots, stage_environment(DAE_SCRATCH=str(flows.ROOT / ".scratch"), DAE_LIVE=str(live)), gpus)
             nodes, forced = [graph[n] for n in graph if n in needed], targets if force else set()
-            outlook = Outlook(_may_run(nodes, forced), read_records_there_are(flows.ROOT), slots.get("compute", 1))
-            conclusion = _reproduce(Reproduction(processes, forced, outlook, live), nodes)
+            conclusion = _reproduce(Reproduction(processes, forced, _outlook(nodes, forced, slots), live), nodes)
             if conclusion.is_completed() and (overrides or record):
                 trial.save_experiment(processes, name, sorted(needed), log.info)
             if conclusion.is_completed() and overrides:
@@ -191,11 +190,12 @@ def _reproduce(run: Reproduction, nodes: list[Node]) -> State:
     return _conclusion(states)
 
 
-def _may_run(nodes: list[Node], forced: set[str]) -> set[str]:
-    """As DVC says before the first stage; none where it refuses, which the stages will say."""
+def _outlook(nodes: list[Node], forced: set[str], slots: dict[str, int]) -> Outlook:
+    """What DVC says before the first stage; nothing where it refuses, which the stages will say."""
+    names: set[str] = set()
     with suppress(PipelineError):
-        return may_run([node.name for node in nodes], forced)
-    return set()
+        names = may_run([node.name for node in nodes], forced)
+    return Outlook([node.name for node in nodes if node.name in names], read_records_there_are(flows.ROOT), max(slots.values(), default=1))
 
 
 @contextmanager
