@@ -28,7 +28,7 @@ PLAN_SECONDS = 20.0  # longer than that nobody waits to learn what is to come
 NEAR = 3  # DVC runs a stage's command in a shell
 STAGE_VARIABLE = "DVC_STAGE"  # DVC sets it for every command
 SUMMARY = Path("report/summary.json")
-REPORT_FOLLOWS = "DAE_REPORT_FOLLOWS"  # set by whoever says at the end where the report is, such as `make run`
+REPORT_FOLLOWS = "DAE_REPORT_FOLLOWS"  # set by `make run`, which says at the end where the report is, whether it was made now or not
 
 
 class _Plan(BaseModel):
@@ -62,9 +62,13 @@ def announce_stage(root: Path) -> None:
 
 
 def announce_report(root: Path) -> None:
-    """Say the report's headline and where it is; nothing where there is none, or where somebody says so later."""
-    if os.environ.get(REPORT_FOLLOWS):
-        return
+    """What ``say_report`` does, unless somebody does so later."""
+    if not os.environ.get(REPORT_FOLLOWS):
+        say_report(root)
+
+
+def say_report(root: Path) -> None:
+    """Say the report's headline and where it is; nothing where there is none, or none that can be read."""
     with contextlib.suppress(OSError, PipelineError, KeyError, TypeError):
         tree = read_json(root / SUMMARY)
         print(tree["verdict"]["headline"])
@@ -146,4 +150,4 @@ def _total(names: list[str], records: Mapping[Point, float]) -> tuple[float, lis
 
 
 if __name__ == "__main__":
-    announce_report(Path("."))
+    say_report(Path("."))

@@ -1,6 +1,8 @@
 """What a terminal says of a ``dvc repro``: what is to come, which of how many, and the answer."""
 
 import json
+import os
+import subprocess
 import sys
 
 import pytest
@@ -8,6 +10,7 @@ import pytest
 import announcing
 from announcing import REPORT_FOLLOWS, announce_report, announce_stage, describe_place, describe_plan
 from stage_times import START_SECONDS, Point
+from tests.clone import PROJECT
 from tests.flows.toy import STUDY_YAML, Toy
 
 RECORDS = {Point("shards"): 55.0, Point("stage1", "dae", 0): 235.0, Point("prior", "dae", 0): 115.0, Point("prior", "baseline", 1): 415.0}
@@ -85,3 +88,7 @@ def test_the_answer_and_where_it_is(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv(REPORT_FOLLOWS, "1")
     announce_report(tmp_path)
     assert capsys.readouterr().out == ""
+    command = (sys.executable, "-m", "announcing")  # the end of `make run`
+    there = os.environ | {"PYTHONPATH": str(PROJECT)}
+    printed = subprocess.run(command, cwd=tmp_path, env=there, capture_output=True, text=True, check=True)
+    assert printed.stdout == f"No verdict: one seed.\nreport: {tmp_path / 'report/index.html'}\n"
