@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import subprocess
 import sys
@@ -100,8 +101,8 @@ class Processes:
         process = self._start(command, environment or {})
         lines: deque[str] = deque(maxlen=NUM_LAST_LINES)
         try:
-            for line in process.stdout:
-                line = line.rstrip()
+            for line in io.TextIOWrapper(process.stdout, errors="replace", newline="\n"):
+                line = line.rstrip().rpartition("\r")[2]  # of a bar that somebody else's library draws, only where it ended
                 if line:
                     lines.append(line)
                     on_line(line)
@@ -123,7 +124,7 @@ class Processes:
             process.wait(STOP_SECONDS)
 
     def _start(self, command: list[str], environment: dict[str, str]) -> subprocess.Popen:
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "errors": "replace"}
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
         guarded = [sys.executable, "-m", "flows.guard", *command]
         with self._lock:
             self.check()
