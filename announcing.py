@@ -54,7 +54,7 @@ def announce_stage(root: Path) -> None:
     name = os.environ.get(STAGE_VARIABLE, "").rpartition(":")[2]
     if not name or os.environ.get(WATCHED_VARIABLE):
         return
-    with contextlib.suppress(OSError, PipelineError, psutil.Error):
+    with contextlib.suppress(Exception):  # whatever DVC or the system answers, a stage is not to fail of what is only said
         dvc = _running_dvc()
         if dvc:
             for line in _announce(root, name, *dvc):
@@ -69,7 +69,7 @@ def announce_report(root: Path) -> None:
 
 def say_report(root: Path) -> None:
     """Say the report's headline and where it is; nothing where there is none, or none that can be read."""
-    with contextlib.suppress(OSError, PipelineError, KeyError, TypeError):
+    with contextlib.suppress(OSError, PipelineError, LookupError, TypeError, ValueError):
         tree = read_json(root / SUMMARY)
         print(tree["verdict"]["headline"])
         print(f"report: {(root / SUMMARY).with_name('index.html').resolve()}", flush=True)

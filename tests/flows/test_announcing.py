@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 
+import psutil
 import pytest
 
 import announcing
@@ -64,6 +65,16 @@ def test_outside_of_dvc_and_where_it_will_not_tell_nothing_is_said_and_the_stage
     output = toy.dvc("repro", "stage1")
     assert said(output) == [] and "Running stage 'stage1@dae-0'" in output
     assert (toy.folder / "asked").read_text() == "x"
+
+
+@pytest.mark.parametrize("answer", [[], {"names": 3}, {"names": ["shards"], "seconds": {"shards": "?"}}, {"what": 1, "num_begun": -1}])
+def test_an_odd_answer_fails_no_stage(tmp_path, monkeypatch, capsys, answer):
+    monkeypatch.setenv(announcing.STAGE_VARIABLE, "shards")
+    monkeypatch.delenv(announcing.WATCHED_VARIABLE, raising=False)
+    monkeypatch.setattr(announcing, "_running_dvc", lambda: (psutil.Process(), ["repro"]))
+    monkeypatch.setattr(announcing, "_ask", lambda root, arguments: answer)
+    announce_stage(tmp_path)
+    assert capsys.readouterr() == ("", "")
 
 
 def test_a_watched_stage_says_nothing(tmp_path, monkeypatch, capsys):
