@@ -46,8 +46,8 @@ class _Alarm(BaseModel):
 
 class _Live(BaseModel):
     format: str
-    caption: str | None
-    alarms: dict[str, _Alarm]
+    caption: str | None = None
+    alarms: dict[str, _Alarm] = {}
 
 
 class Page:
