@@ -68,7 +68,7 @@ def test_a_running_stage_shows_progress_pictures_and_alarms_and_they_stay(served
     assert after["progress-stage1-a"]["data"] == 100 and after["progress-stage1-a"]["description"].startswith("finished in ")
     assert (after["remaining"]["data"], after["remaining"]["description"]) == (100, "1 of 1 stages have run")
     assert served.messages(run)["stage1@a"].endswith("; alarm: weak decoder (step 3)")
-    logs = until(lambda: any("alarm at step 3" in line for line in served.logs(run)) and served.logs(run), "the warning")
+    logs = until(lambda: any("80/80" in line for line in served.logs(run)) and served.logs(run), "the bar's last line in the log")
     assert sum("alarm at step 3" in line for line in logs) == 1 and not any("\r" in line for line in logs)
     assert sum("step/s]" in line for line in logs) == 2  # the bar is on the page: its beginning and its end
 
