@@ -36,13 +36,13 @@ from flows.outlook import Outlook
 from flows.processes import CommandFailed, Processes, Stopped, stage_environment
 from flows.repair import repair
 from params import check
+from scratch import LIVE_VARIABLE
 from stage_times import read_records_there_are
 from yaml_file import parse_value
 
 LOCK = ".scratch/flow.lock"
 POLL_SECONDS = 1.0
 OUTLOOK_SECONDS = 5.0
-LIVE_VARIABLE = "DAE_LIVE"
 MAX_THREADS = 64  # waiting tasks hold one each; tasks are submitted in order, so fewer than stages is no deadlock
 BUSY = "it is being blocked by"  # DVC: another process reads or writes this stage's files
 NOISE = ("To track the changes", "To enable auto", "\tgit add", "\tdvc config", "Use `dvc push`", "Updating lock file")
