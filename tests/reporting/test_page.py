@@ -11,10 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+import reporting.images
 import reporting.page
+import reporting.story
 from errors import PipelineError
 from evaluation.factors import FACTOR_TV
-from reporting import plots
+from reporting import images, plots
 from reporting.page import describe_arm, flatten_parameters, format_bytes, render
 from reporting.summary import format_duration
 from reporting.tables import format_count
@@ -194,10 +196,13 @@ def test_steps_left_out_for_a_bad_loss_are_told(page, tmp_path):
         "metrics/stage1/dae-0.json",
         "metrics/prior/dae-0.json",
         "artifacts/shards/manifest.json",
+        "artifacts/evaluate/dae-0/examples.json",
     ],
 )
 def test_every_key_that_is_missing_or_of_another_type_is_one_line(tmp_path, monkeypatch, file):
-    monkeypatch.setattr(reporting.page, "embed_grid", lambda path: {"uri": "", "width": 1, "height": 1, "is_compressed": False})
+    grid = {"uri": "", "width": 1, "height": 1, "zoom": 8, "is_compressed": False}
+    monkeypatch.setattr(reporting.images, "embed_grid", lambda path, is_compressed=False: grid)
+    monkeypatch.setattr(reporting.story, "embed_strip", lambda path, tile: {"uri": "", "width": 1, "height": 1, "num_images": 1})
     monkeypatch.setattr(reporting.page, "draw_panels", lambda stage, curves: [])
     write_experiment(tmp_path)
     assert survives(tmp_path / file, lambda: make_page(tmp_path))[1] >= 5
@@ -324,11 +329,11 @@ def test_a_huge_grid_is_compressed_and_a_small_one_is_embedded_as_it_is(tmp_path
     path = tmp_path / "dae-0" / "real.png"
     path.parent.mkdir()
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(path)
-    small = plots.embed_grid(path)
+    small = images.embed_grid(path)
     assert small["uri"].startswith("data:image/png;base64,")
     assert (small["width"], small["height"], small["is_compressed"]) == (64, 64, False)
-    monkeypatch.setattr(plots, "MAX_PNG_BYTES", 1000)
-    large = plots.embed_grid(path)
+    monkeypatch.setattr(images, "MAX_PNG_BYTES", 1000)
+    large = images.embed_grid(path)
     assert large["uri"].startswith("data:image/webp;base64,")
     assert large["is_compressed"]
     assert len(large["uri"]) < len(small["uri"])
@@ -342,7 +347,7 @@ def test_a_grid_of_a_size_that_none_has_or_without_its_pixels_is_refused(tmp_pat
     framed = [struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data)) for name, data in chunks]
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(framed))
     with pytest.raises(PipelineError, match=r"real\.png: not a readable PNG .*; run dvc repro --force evaluate@dae-0$"):
-        plots.embed_grid(path)
+        images.embed_grid(path)
 
 
 def test_an_arm_is_described_by_what_it_does():
