@@ -2,21 +2,17 @@
 
 import html
 import re
-import struct
-import zlib
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
 
 import reporting.images
 import reporting.page
 import reporting.story
 from errors import PipelineError
 from evaluation.factors import FACTOR_TV
-from reporting import images, plots
+from reporting import plots
 from reporting.page import describe_arm, flatten_parameters, format_bytes, render
 from reporting.summary import format_duration
 from reporting.tables import format_count
@@ -253,6 +249,10 @@ def test_missing_grids_and_curves_are_named_with_the_command_that_makes_them(tmp
     with pytest.raises(PipelineError, match=r"dae-0/samples\.png: no such file; .*dvc repro evaluate@dae-0"):
         make_page(tmp_path)
     write_experiment(tmp_path)
+    (tmp_path / "artifacts/evaluate/dae-0/examples.json").unlink()
+    with pytest.raises(PipelineError, match=r"dae-0/examples\.json: no such file; .*dvc repro"):
+        make_page(tmp_path)
+    write_experiment(tmp_path)
     (tmp_path / "curves/prior/dae-0.csv").unlink()
     with pytest.raises(PipelineError, match=r"prior/dae-0\.csv: no such file; .*dvc repro prior@dae-0"):
         make_page(tmp_path)
@@ -323,31 +323,6 @@ def test_any_bytes_are_a_curve_or_refused(tmp_path_factory, start, place, insert
         assert str(path) in str(error) and "\n" not in str(error)
         return
     plots.draw_panels("stage1", [curve])
-
-
-def test_a_huge_grid_is_compressed_and_a_small_one_is_embedded_as_it_is(tmp_path, monkeypatch):
-    path = tmp_path / "dae-0" / "real.png"
-    path.parent.mkdir()
-    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(path)
-    small = images.embed_grid(path)
-    assert small["uri"].startswith("data:image/png;base64,")
-    assert (small["width"], small["height"], small["is_compressed"]) == (64, 64, False)
-    monkeypatch.setattr(images, "MAX_PNG_BYTES", 1000)
-    large = images.embed_grid(path)
-    assert large["uri"].startswith("data:image/webp;base64,")
-    assert large["is_compressed"]
-    assert len(large["uri"]) < len(small["uri"])
-
-
-@pytest.mark.parametrize("size", [(100_000, 100_000), (4, 4)])
-def test_a_grid_of_a_size_that_none_has_or_without_its_pixels_is_refused(tmp_path, size):
-    chunks = [(b"IHDR", struct.pack(">IIBBBBB", *size, 8, 2, 0, 0, 0)), (b"IDAT", zlib.compress(b"")), (b"IEND", b"")]
-    path = tmp_path / "dae-0/real.png"
-    path.parent.mkdir()
-    framed = [struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data)) for name, data in chunks]
-    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(framed))
-    with pytest.raises(PipelineError, match=r"real\.png: not a readable PNG .*; run dvc repro --force evaluate@dae-0$"):
-        images.embed_grid(path)
 
 
 def test_an_arm_is_described_by_what_it_does():
