@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from evaluation.grids import write_grid
-from evaluation.neighbours import CHANCE_SHARE, find_nearest, near_share, read_scattered, worry_above
+from evaluation.neighbours import CHANCE_SHARE, choose_control, find_nearest, near_share, read_scattered, worry_above
 from evaluation.reference import TrainingImages, evenly_spaced
 from storage.shards import ShardDataset
 
@@ -49,19 +49,21 @@ def show_reconstructions(
 
 
 def show_neighbours(
-    folder: Path, samples: ShardDataset, indices: list[int], features: Tensor, held_out: Tensor, training: TrainingImages
+    folder: Path, samples: ShardDataset, indices: list[int], features: Tensor, held_out: dict[str, Tensor], training: TrainingImages
 ) -> dict:
     """Write neighbours.png: the samples that are nearest to a training image, above their nearest training images, one sample a column.
 
     Args:
         samples: of which those with these indices have the features (N, D), in the same order.
-        held_out: features (M, D) of validation images, as the same decoder renders them.
+        held_out: ``decoded`` and ``real``: features (M, D) of validation images, as the same decoder renders them and as they are.
 
     Returns:
         ``nearest`` of ``storage.examples.ExamplesRecord``.
     """
-    found, others = find_nearest(features, training.features), find_nearest(held_out, training.features, num_neighbours=1)
-    nearest, nearest_held_out = found.distances[:, 0], others.distances[:, 0]
+    found = find_nearest(features, training.features)
+    nearest = found.distances[:, 0]
+    others = {name: find_nearest(rows, training.features, num_neighbours=1).distances[:, 0] for name, rows in held_out.items()}
+    name, control = choose_control(others["decoded"], others["real"])
     order = nearest.argsort(stable=True)[:NUM_SHOWN].tolist()
     neighbours = [[training.indices[row] for row in rows] for rows in found.indices[order].tolist()]
     images, keys = zip(*(read_scattered(training.shards, "train", of_sample) for of_sample in neighbours), strict=True)
@@ -70,10 +72,11 @@ def show_neighbours(
     return {
         "num_training_images": len(training.indices),
         "samples": _rounded(nearest),
-        "held_out": _rounded(nearest_held_out),
-        "share": near_share(nearest, nearest_held_out),
+        **{name: _rounded(distances) for name, distances in others.items()},
+        "control": name,
+        "share": near_share(nearest, control),
         "chance_share": CHANCE_SHARE,
-        "worry_above": worry_above(len(nearest), len(nearest_held_out)),
+        "worry_above": worry_above(len(nearest), len(control)),
         "shown": [
             {"key": samples.keys[indices[position]], "training_keys": of_sample, "distances": _rounded(found.distances[position])}
             for position, of_sample in zip(order, keys, strict=True)

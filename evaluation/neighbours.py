@@ -29,8 +29,9 @@ NEAR_TRAINING = Metric(
     "near_training_share",
     "Samples near a training image",
     unit="%",
-    note="Samples that lie nearer to a training image than 95 % of held-out images do, as the same decoder renders those. About 5 % where "
-    "nothing is copied; well above 10 % the prior repeats training images. Fewer is no merit: images unlike any real one are near to none.",
+    note="Samples that lie nearer to a training image than 95 % of held-out images do, as the same decoder renders those (or as they are, "
+    "where it renders noise). About 5 % where nothing is copied; well above 10 % the prior repeats training images. Fewer is no merit: "
+    "images unlike any real one are near to none.",
 )
 
 
@@ -54,16 +55,29 @@ def find_nearest(features: Tensor, training: Tensor, num_neighbours: int = NUM_N
     return Nearest(distances, torch.cat([part.indices for part in parts]))
 
 
+def choose_control(decoded: Tensor, real: Tensor) -> tuple[str, Tensor]:
+    """What samples are held against, by distances of held-out images as decoded and as they are: "decoded", unless that says nothing.
+
+    A decoder so bad that hardly any of its renderings is as near to a training image as half of the real images are makes noise, whose
+    distances tell nothing of copies: samples of noise would be accused by chance. Then "real".
+    """
+    return ("real", real) if _limit(decoded) > real.median() else ("decoded", decoded)
+
+
 def near_share(samples: Tensor, held_out: Tensor) -> float:
     """Share of samples nearer to a training image than all but ``CHANCE_SHARE`` of the held-out images, from distances (N,) and (M,).
 
     Samples exactly as near as the held-out image at the limit count in part, so that equal sets give ``CHANCE_SHARE``
     whatever ties there are, as in a data set whose images repeat.
     """
-    limit = held_out.sort().values[max(0, int(CHANCE_SHARE * len(held_out)) - 1)]
+    limit = _limit(held_out)
     below, at = (held_out < limit).double().mean().item(), (held_out == limit).double().mean().item()
     part = min(1.0, max(0.0, (CHANCE_SHARE - below) / at))
     return (samples < limit).double().mean().item() + part * (samples == limit).double().mean().item()
+
+
+def _limit(held_out: Tensor) -> Tensor:
+    return held_out.sort().values[max(0, int(CHANCE_SHARE * len(held_out)) - 1)]
 
 
 def worry_above(num_samples: int, num_held_out: int) -> float:

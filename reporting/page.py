@@ -205,7 +205,7 @@ def _errors_view(summary: dict, examples: dict[str, dict]) -> list[dict]:
 
 def _memory_view(summary: dict, examples: dict[str, dict]) -> dict:
     """Whether the samples of each arm are copies: how many are near a training image, and how near they and held-out images are."""
-    arms, ranges = [], []
+    arms, ranges, is_noise = [], [], []
     for arm in summary["arm_names"]:
         runs = [examples[f"{arm}-{seed}"]["nearest"] for seed in summary["seeds"]]
         num_worrying = sum(run["share"] > run["worry_above"] for run in runs)
@@ -219,12 +219,18 @@ def _memory_view(summary: dict, examples: dict[str, dict]) -> dict:
                 "text": f"too many, in {num_worrying} of {len(runs)} seeds" if num_worrying else "no more than chance gives",
             }
         )
-        ranges += [
-            (f"{arm}, {what}", arm_color(summary, arm), runs[0][key]) for what, key in (("samples", "samples"), ("held out", "held_out"))
-        ]
+        for what, key in (("samples", "samples"), ("held out, decoded", "decoded")):
+            ranges.append((f"{arm}, {what}", arm_color(summary, arm), runs[0][key]))
+        is_noise += [arm] if any(run["control"] == "real" for run in runs) else []
     first = examples[f"{summary['baseline']}-{summary['seeds'][0]}"]["nearest"]
-    chance, num_images = f"{100 * first['chance_share']:.0f} %", first["num_training_images"]
-    return {"arms": arms, "ranges": range_rows(ranges, "{:.3g}"), "chance": chance, "num_training_images": num_images}
+    ranges.append(("held out, as they are", "var(--muted)", first["real"]))
+    return {
+        "arms": arms,
+        "ranges": range_rows(ranges, "{:.3g}"),
+        "chance": f"{100 * first['chance_share']:.0f} %",
+        "num_training_images": first["num_training_images"],
+        "is_noise": is_noise,
+    }
 
 
 def _training_view(summary: dict, curves: Path, stage: str) -> dict:

@@ -6,7 +6,7 @@ How well each validation image is reconstructed, and how far samples are from th
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field
 
@@ -57,8 +57,9 @@ class NearestRecord(BaseModel):
     Attributes:
         num_training_images: that were looked at.
         samples: distances, one per sample.
-        held_out: distances of validation images as the same decoder renders them.
-        share: of samples that are nearer than all but ``chance_share`` of the held-out images.
+        decoded, real: distances of validation images, as the same decoder renders them and as they are.
+        control: which of the two the samples are held against.
+        share: of samples that are nearer than all but ``chance_share`` of these.
         chance_share: what ``share`` is where nothing was copied, but for chance.
         worry_above: what ``share`` does not exceed by chance.
         shown: the samples nearest to a training image, the nearest first.
@@ -66,7 +67,9 @@ class NearestRecord(BaseModel):
 
     num_training_images: int
     samples: Annotated[list[Distance], Field(min_length=1)]
-    held_out: Annotated[list[Distance], Field(min_length=1)]
+    decoded: Annotated[list[Distance], Field(min_length=1)]
+    real: Annotated[list[Distance], Field(min_length=1)]
+    control: Literal["decoded", "real"]
     share: Share
     chance_share: Share
     worry_above: Share

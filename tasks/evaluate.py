@@ -76,9 +76,9 @@ def run(params, inputs, outputs) -> dict:
         metrics["samples"] = comparison.of_samples(drawn)
         metrics["prior_gap"] = distances(drawn.outputs, Reference.of(reconstructed.outputs["features"]), extractor, settings)
         viewing.show("samples", samples.images, chosen_samples)
-    features = drawn.outputs["features"], reconstructed.outputs["features"]
+    held_out = {"decoded": reconstructed.outputs["features"], "real": reference.features}
     examples = _show_decoded(outputs.artifact, decoded, chosen, psnr_of_stage)
-    examples["nearest"] = show_neighbours(outputs.artifact, samples, chosen_samples, *features, training)
+    examples["nearest"] = show_neighbours(outputs.artifact, samples, chosen_samples, drawn.outputs["features"], held_out, training)
     write_examples(outputs.artifact, {"tile": {"size": validation.image_size, "gap": GAP}, **examples})
     metrics["neighbours"] = {NEAR_TRAINING.name: examples["nearest"]["share"]}
     metrics["latent"] = codebook_use(latents) if frozen.bottleneck.is_discrete else latent_use(latents)

@@ -56,7 +56,7 @@ def drawn(tmp_path):
     write_images(tmp_path / "shards", {"train": [faces(0, 5), faces(5, 12)]})
     images = torch.cat([faces(30, 33), faces(9, 10), faces(33, 36)])
     write_images(tmp_path / "samples", {"samples": [images]})
-    features = [images, faces(40, 60), faces(0, 12)]
+    features = [images, faces(40, 60), faces(0, 12)]  # of samples, held-out and training images
     return ShardDataset(tmp_path / "samples", "samples"), [tensor.flatten(1).float() for tensor in features]
 
 
@@ -65,11 +65,12 @@ def test_a_copied_training_image_comes_first_beside_its_original(drawn, tmp_path
     looked_at = [0, 2, 4, 7, 9, 11]
     chosen = [1, 2, 3, 5]
     training = TrainingImages(tmp_path / "shards", looked_at, training[looked_at])
+    held_out = {"decoded": held_out, "real": held_out[:15]}
     made = show_neighbours(tmp_path, samples, chosen, features[chosen], held_out, training)
     keys = ShardDataset(tmp_path / "shards", "train").keys
     assert made["shown"][0]["key"] == samples.keys[3] and made["shown"][0]["training_keys"][0] == keys[9]
     assert made["shown"][0]["distances"][0] == 0 < made["shown"][0]["distances"][1]
-    assert made["num_training_images"] == 6 and made["samples"][2] == 0 and len(made["held_out"]) == 20
+    assert made["num_training_images"] == 6 and made["samples"][2] == 0 and (len(made["decoded"]), len(made["real"])) == (20, 15)
     assert made["share"] >= 0.25  # one of four
     path = tmp_path / "neighbours.png"
     assert columns(path) == 4
@@ -98,7 +99,7 @@ def test_pairs_are_of_different_images_from_the_whole_split():
 def test_examples_come_back_and_what_is_damaged_is_one_line(drawn, tmp_path):
     samples, (features, held_out, training) = drawn
     training = TrainingImages(tmp_path / "shards", list(range(12)), training)
-    nearest = show_neighbours(tmp_path, samples, list(range(7)), features, held_out, training)
+    nearest = show_neighbours(tmp_path, samples, list(range(7)), features, {"decoded": held_out, "real": held_out}, training)
     psnr = [20.0, 30.0]
     stages = {name: (lambda rows: faces(0, 2)[rows], psnr) for name in ("stage1", "stage2")}
     shown = show_reconstructions(tmp_path, ["a", "b"], [0, 1], stages, lambda rows: faces(0, 2)[rows])

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from evaluation import neighbours
-from evaluation.neighbours import CHANCE_SHARE, find_nearest, near_share, read_scattered, worry_above
+from evaluation.neighbours import CHANCE_SHARE, choose_control, find_nearest, near_share, read_scattered, worry_above
 from storage.shards import ShardDataset
 from tests.evaluation.faces import faces
 from tests.tasks.finished_run import write_images
@@ -63,6 +63,18 @@ def test_samples_unlike_any_real_image_are_near_to_none():
 def test_equal_sets_give_the_share_of_chance_whatever_the_ties(distances):
     """As where images of the data set repeat, and held-out ones are copies of training images too."""
     assert near_share(distances, distances) == pytest.approx(CHANCE_SHARE)
+
+
+def test_samples_of_noise_are_not_accused_where_the_decoder_makes_noise_too():
+    """Noise that happens to be nearer than other noise: both are far from what real images are at."""
+    samples, decoded, real, training = clouds(1000, 1000, 1000, 3000)
+    samples, decoded = 20 + samples, 21 + decoded
+    distances = {name: find_nearest(rows, training, 1).distances[:, 0] for name, rows in (("decoded", decoded), ("real", real))}
+    nearest = find_nearest(samples, training, 1).distances[:, 0]
+    name, control = choose_control(**distances)
+    assert name == "real" and near_share(nearest, control) == 0 < near_share(nearest, distances["decoded"])
+    blurred = distances["real"] * 1.2  # what a decoder costs that makes images
+    assert choose_control(blurred, distances["real"])[0] == "decoded"
 
 
 def test_worry_begins_later_with_few_images():

@@ -67,14 +67,17 @@ LEGENDS = {
     "prior": (Transformer.loss_metric,),
     "evaluate": (*MEASURED, *CODEBOOK_METRICS, Transformer.loss_metric),
 }
-_NEAREST = {"num_training_images": 8000, "samples": [1.5, 2.5, 3.5], "held_out": [1.0, 2.0, 3.0], "share": 0.04, "chance_share": 0.05}
+_NEAREST = {
+    "num_training_images": 8000, "samples": [1.5, 2.5, 3.5], "decoded": [1.0, 2.0, 3.0], "real": [0.5, 1.0], "control": "decoded",
+    "share": 0.04, "chance_share": 0.05, "worry_above": 0.1, "shown": [{"key": "000001", "training_keys": ["000004"], "distances": [1.5]}],
+}  # fmt: skip
 _EXTREME = [{"key": "000007", "stage1": 21.25, "stage2": 22.5}, {"key": "000003", "stage1": 24.0, "stage2": 25.75}]
 EXAMPLES = {
     "tile": {"size": 4, "gap": 2},
     "psnr_db": {"stage1": [21.25, 24.0, 26.0], "stage2": [22.5, 25.75, 28.0]},
     "best": _EXTREME[::-1],
     "worst": _EXTREME,
-    "nearest": _NEAREST | {"worry_above": 0.1, "shown": [{"key": "000001", "training_keys": ["000004"], "distances": [1.5]}]},
+    "nearest": _NEAREST,
     "has_interpolations": False,
 }
 JOINT, HALVES = {"stage1": 1500, "stage2": 0}, {"stage1": 750, "stage2": 750}

@@ -128,6 +128,10 @@ def test_a_prior_that_repeats_training_images_is_told_of(page, tmp_path):
     copied = EXAMPLES["nearest"] | {"share": 0.3}
     edit_json(tmp_path / "artifacts/evaluate/dae-1/examples.json", lambda tree: tree.update(nearest=copied))
     text = words(make_page(tmp_path, seeds=(0, 1)))
+    assert "held against held-out images as they are" not in text
+    noise = EXAMPLES["nearest"] | {"control": "real"}
+    edit_json(tmp_path / "artifacts/evaluate/baseline-0/examples.json", lambda tree: tree.update(nearest=noise))
+    assert "The samples of baseline are held against held-out images as they are" in words(make_page(tmp_path, seeds=(0, 1)))
     assert re.search(r"baseline 4\.0 % 5 % 10 % no more than chance gives dae 17\.0 % 5 % 10 % too many, in 1 of 2 seeds", text)
 
 

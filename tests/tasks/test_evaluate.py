@@ -202,21 +202,23 @@ def test_single_images_are_told_of_by_what_was_measured(metrics, shared):
         assert np.mean(told["psnr_db"][stage]) == pytest.approx(metrics[f"reconstruction_{stage}"]["psnr_db"], abs=1e-3)
     assert told["worst"][0]["stage2"] == min(told["psnr_db"]["stage2"]) <= max(told["psnr_db"]["stage2"]) == told["best"][0]["stage2"]
     assert metrics["neighbours"] == {"near_training_share": told["nearest"]["share"]}
+    assert told["nearest"]["share"] <= told["nearest"]["worry_above"]  # the samples are fresh faces
     assert told["tile"] == {"size": SIZE, "gap": GAP} and not told["has_interpolations"]
     distances = torch.cdist(features(faces(70, 95)[evenly_spaced(25, 24)]), features(faces(40, 64))).min(1).values
     assert told["nearest"]["samples"] == pytest.approx(distances.tolist(), rel=1e-2)
     distances = torch.cdist(features(decoded(shared, "stage2")[0]), features(faces(40, 64))).min(1).values
-    assert told["nearest"]["held_out"] == pytest.approx(distances.tolist(), rel=1e-2)
+    assert told["nearest"]["decoded"] == pytest.approx(distances.tolist(), rel=1e-2)
 
 
 def test_samples_that_are_training_images_are_found(root):
-    """Half of them; the rest are fresh faces, and what held-out images are decoded to is no face."""
+    """Half of them; the rest are fresh faces. What held-out images are decoded to is no face, and not what samples are held against."""
     sha256 = read_json(root / f"artifacts/sample/{RUN}/manifest.json")["frozen_sha256"]
     shutil.rmtree(root / f"artifacts/sample/{RUN}")
     write_images(root / f"artifacts/sample/{RUN}", {"samples": [faces(70, 82), faces(40, 52)]}, frozen_sha256=sha256)
     execute(STAGE, PARAMS, "dae", 0, seal(root))
     nearest = read_examples(root / f"artifacts/evaluate/{RUN}")["nearest"]
     assert max(nearest["samples"][12:]) < 1e-2 < min(nearest["samples"][:12])
+    assert nearest["control"] == "real" and nearest["share"] >= 0.5 > nearest["worry_above"]
     keys = ShardDataset(root / "artifacts/shards", "train").keys
     assert {shown["training_keys"][0] for shown in nearest["shown"]} <= set(keys[:12])
 
