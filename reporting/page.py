@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from reporting.images import grid_rows, range_rows, read_all_examples
 from reporting.plots import draw_panels, read_curve
@@ -40,14 +40,10 @@ def render(title: str, summary: dict, durations: list[dict], curves: Path, grids
     Raises:
         PipelineError: curves, a grid or the examples of a run are missing or damaged.
     """
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATE.parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters |= {"bytes": format_bytes, "duration": format_duration}
     names = [name for name in summary["arms"][summary["baseline"]]["mean"] if not name.startswith("training.")]
     examples = read_all_examples(summary, grids)
     quality = [name for name in names if name.partition(".")[0] in QUALITY_SECTIONS]
-    page = environment.get_template(TEMPLATE.name).render(
+    page = _template().render(
         title=title,
         summary=summary,
         arms=[_arm_view(summary, parameters, arm) for arm in summary["arm_names"]],
@@ -78,6 +74,14 @@ def render(title: str, summary: dict, durations: list[dict], curves: Path, grids
         parameters={section: flatten_parameters(tree) for section, tree in parameters.items()},
     )
     return page.encode(errors="backslashreplace").decode()  # names of files need not be characters
+
+
+def _template() -> Template:
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATE.parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {"bytes": format_bytes, "duration": format_duration}
+    return environment.get_template(TEMPLATE.name)
 
 
 def format_bytes(count: float) -> str:
