@@ -13,9 +13,9 @@ GAP = 2  # pixels of white between images
 WHITE = 255
 
 
-def write_grid(path: Path, images: torch.Tensor) -> None:
-    """Write uint8 images (N, 3, H, W), row by row, as one picture of about as many rows as columns."""
-    num_columns = math.ceil(math.sqrt(len(images)))
+def write_grid(path: Path, images: torch.Tensor, num_columns: int | None = None) -> None:
+    """Write uint8 images (N, 3, H, W), row by row, as one picture; of about as many rows as columns, unless it is said how many."""
+    num_columns = num_columns or math.ceil(math.sqrt(len(images)))
     num_rows = math.ceil(len(images) / num_columns)
     tiles = nn.functional.pad(images, (0, GAP, 0, GAP), value=WHITE)  # (N, 3, h, w)
     blank = torch.full((num_rows * num_columns - len(images), *tiles.shape[1:]), WHITE, dtype=torch.uint8)

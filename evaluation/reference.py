@@ -1,9 +1,11 @@
 """The reference: features of real validation images, computed once, which every distance of an experiment is taken to.
 
-Also which images those are: evenly spaced over the split, so that a split stored class by class is covered as a whole.
+Also which images those are: evenly spaced over the split, so that a split stored class by class is covered as a whole. And features of
+training images, among which ``evaluation/neighbours.py`` looks for those that samples resemble.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -19,8 +21,10 @@ from storage.files import MANIFEST, read_json, require_format, require_keys, sha
 from storage.shards import ShardDataset, read_manifest
 from storage.weights import RESTORE, load_weights, save_weights
 
-FORMAT = "dae-reference-1"
+FORMAT = "dae-reference-2"
 FEATURES = "features.safetensors"
+TRAINING = "training.safetensors"
+MAX_TRAINING_IMAGES = 10_000  # whose features are kept: 51 MB of EfficientNet's, and half a minute of two cores at 64 pixels
 
 
 class _Dataset(BaseModel):
@@ -43,6 +47,21 @@ class ReferenceManifest(BaseModel):
     format: str
     protocol: Protocol
     shards_sha256: str
+
+
+@dataclass(frozen=True)
+class TrainingImages:
+    """The training images that samples are looked for among.
+
+    Attributes:
+        shards: the folder that they are in.
+        indices: which of the split they are, T of them.
+        features: (T, D).
+    """
+
+    shards: Path
+    indices: list[int]
+    features: torch.Tensor
 
 
 def evenly_spaced(num_available: int, num_wanted: int) -> list[int]:
@@ -115,6 +134,31 @@ def load_reference(folder: Path, shards: Path, extractor: Extractor, settings: E
             f"{folder / FEATURES}: features are {found}, not one row of numbers for each of {settings.num_images} images; {RESTORE}"
         )
     return Reference.of(features), asked
+
+
+def choose_training(shards: Path) -> list[int]:
+    """Indices of the training images whose features are kept: all, or ``MAX_TRAINING_IMAGES`` evenly spaced ones."""
+    split = read_manifest(shards)["splits"].get("train", {"shards": []})
+    num_images = sum(entry["num_images"] for entry in split["shards"])
+    return evenly_spaced(num_images, min(num_images, MAX_TRAINING_IMAGES))
+
+
+def save_training(folder: Path, features: torch.Tensor) -> None:
+    """Write the features (T, D) of the images that ``choose_training`` chose."""
+    save_weights(folder / TRAINING, {"features": features})
+
+
+def load_training(folder: Path, shards: Path, reference: Reference) -> TrainingImages:
+    """Read what ``save_training`` wrote.
+
+    Raises:
+        PipelineError: when it is missing, damaged, or not a row for each of these images, as long as the reference's.
+    """
+    weights, indices = load_weights(folder / TRAINING), choose_training(shards)
+    features, expected = weights.get("features"), (len(indices), reference.features.shape[1])
+    if features is None or features.shape != expected or not features.is_floating_point():
+        raise PipelineError(f"{folder / TRAINING}: not {expected[1]} numbers for each of {expected[0]} training images; {RESTORE}")
+    return TrainingImages(shards, indices, features)
 
 
 def _read_shards(shards: Path) -> dict:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
-from reporting.plots import draw_panels, embed_grid, read_curve
+from reporting.images import grid_rows, range_rows, read_all_examples
+from reporting.plots import draw_panels, read_curve
 from reporting.statistics import LOOKS
+from reporting.story import TONES, tell_story
 from reporting.summary import TRAINING_STAGES, decimals, format_duration, metric_of
-from reporting.tables import SECTION_LABELS, arm_color, budget_table, metric_table, size_table, value_and_spread
+from reporting.tables import SECTION_LABELS, arm_color, budget_table, metric_table, size_table
 
 TEMPLATE = Path(__file__).with_name("page.html.jinja")
 NUM_NAMES_SHOWN = 20  # of skipped images; the rest are counted
@@ -20,18 +22,6 @@ STAGE_LABELS = {
     "prior": "Prior on the latents",
 }
 QUALITY_SECTIONS = ("reconstruction_stage1", "reconstruction_stage2", "samples")
-GRIDS = {
-    "real": "Real validation images",
-    "reconstruction_stage1": "After stage 1",
-    "reconstruction_stage2": "After stage 2",
-    "samples": "Samples",
-}
-# States, decisions, opinions and verdicts of rows -> how the page colours them.
-TONES = {
-    **dict.fromkeys(("passed", "better", "agrees", "as in the paper"), "good"),
-    **dict.fromkeys(("failed", "worse", "disagrees", "not here"), "bad"),
-    **dict.fromkeys(("not measured", "no difference", "undecided", "no opinion", "cannot be told"), "unsure"),
-}
 # Figures of arXiv 2307.08283; FID as the paper measured it.
 PAPER = {"url": "https://arxiv.org/abs/2307.08283", "dataset": "FacesHQ", "baseline_fid": "9.97", "decoupled_fid": "8.58"}
 
@@ -44,25 +34,24 @@ def render(title: str, summary: dict, durations: list[dict], curves: Path, grids
         summary: what ``reporting.summary.collect`` returned, and ``reporting.verdict.conclude`` has added.
         durations: what ``reporting.summary.read_durations`` returned.
         curves: the folder of curves, ``<stage>/<arm>-<seed>.csv``.
-        grids: the folder of grids, ``<arm>-<seed>/<kind>.png``.
+        grids: the folder of grids, ``<arm>-<seed>/<kind>.png``, and of examples, ``<arm>-<seed>/examples.json``.
         parameters: sections of params.yaml as plain trees.
 
     Raises:
-        PipelineError: curves or a grid of a run are missing or damaged.
+        PipelineError: curves, a grid or the examples of a run are missing or damaged.
     """
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATE.parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters |= {"bytes": format_bytes, "duration": format_duration}
     names = [name for name in summary["arms"][summary["baseline"]]["mean"] if not name.startswith("training.")]
+    examples = read_all_examples(summary, grids)
     quality = [name for name in names if name.partition(".")[0] in QUALITY_SECTIONS]
-    page = environment.get_template(TEMPLATE.name).render(
+    page = _template().render(
         title=title,
         summary=summary,
         arms=[_arm_view(summary, parameters, arm) for arm in summary["arm_names"]],
         distance=metric_of(summary, summary["distance"]).full_label,
         is_inception=summary["distance"] == "fid",
-        chart=_distance_chart(summary),
+        story=tell_story(summary, parameters["arms"], grids, examples),
+        errors=_errors_view(summary, examples),
+        memory=_memory_view(summary, examples),
         gates=[_gate_view(gate) for gate in summary["gates"]],
         comparisons=[_comparison_view(summary, row) for row in summary["comparisons"]],
         attribution=[_ratio_view(row) for row in summary["attribution"]],
@@ -77,7 +66,7 @@ def render(title: str, summary: dict, durations: list[dict], curves: Path, grids
         protocol=summary["protocol"],
         extractor=metric_of(summary, summary["distance"]).features or summary["protocol"]["extractor"],
         paper=PAPER,
-        grids=[(seed, _grid_rows(summary, grids, seed)) for seed in summary["seeds"]],
+        grids=[(seed, grid_rows(summary, grids, seed, examples)) for seed in summary["seeds"]],
         training=[_training_view(summary, curves, stage) for stage in TRAINING_STAGES],
         skipped=summary["data"]["skipped"][:NUM_NAMES_SHOWN],
         durations=durations,
@@ -85,6 +74,14 @@ def render(title: str, summary: dict, durations: list[dict], curves: Path, grids
         parameters={section: flatten_parameters(tree) for section, tree in parameters.items()},
     )
     return page.encode(errors="backslashreplace").decode()  # names of files need not be characters
+
+
+def _template() -> Template:
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATE.parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {"bytes": format_bytes, "duration": format_duration}
+    return environment.get_template(TEMPLATE.name)
 
 
 def format_bytes(count: float) -> str:
@@ -145,25 +142,6 @@ def _arm_view(summary: dict, parameters: dict, arm: str) -> dict:
     }
 
 
-def _distance_chart(summary: dict) -> dict:
-    """Bars of the samples' distance, from zero, with the floor as a line and every seed as a dot; positions in percent."""
-    key, floor = f"samples.{summary['distance']}", summary["floor"].get(summary["distance"])
-    values = {arm: [run[key] for run in summary["arms"][arm]["runs"].values()] for arm in summary["arm_names"]}
-    everything = [value for runs in values.values() for value in runs]
-    places, scale = decimals(everything), 100 / (1.02 * max([*everything, floor or 0, 1e-12]))
-
-    def position(value: float) -> str:
-        return f"{max(0.0, value * scale):.2f}"
-
-    bars = []
-    for arm, runs in values.items():
-        mean = summary["arms"][arm]["mean"][key]
-        text = value_and_spread(mean, summary["arms"][arm]["std"][key], lambda value: f"{value:.{places}f}")
-        dots = [position(value) for value in runs] if len(runs) > 1 else []
-        bars.append({"label": arm, "color": arm_color(summary, arm), "width": position(mean), "dots": dots, **text})
-    return {"bars": bars, "floor": None if floor is None else {"position": position(floor), "text": f"{floor:.{places}f}"}}
-
-
 def _notes(summary: dict, names: list[str]) -> list[tuple[str, str]]:
     """What a reader must know of these metrics: labels of those that share a note, and the note."""
     labels: dict[str, list[str]] = {}
@@ -220,15 +198,43 @@ def _expectation_view(row: dict) -> dict:
     }
 
 
-def _grid_rows(summary: dict, grids: Path, seed: int) -> list[dict]:
-    return [
-        {
-            "arm": arm,
-            "color": arm_color(summary, arm),
-            "images": [{"label": label, **embed_grid(grids / f"{arm}-{seed}" / f"{kind}.png")} for kind, label in GRIDS.items()],
-        }
-        for arm in summary["arm_names"]
-    ]
+def _errors_view(summary: dict, examples: dict[str, dict]) -> list[dict]:
+    """How well single images are reconstructed by each arm of the first seed, after each stage."""
+    rows = []
+    for arm in summary["arm_names"]:
+        psnr = examples[f"{arm}-{summary['seeds'][0]}"]["psnr_db"]
+        rows += [(f"{arm}, stage {number}", arm_color(summary, arm), psnr[f"stage{number}"]) for number in (1, 2)]
+    return range_rows(rows, "{:.1f} dB")
+
+
+def _memory_view(summary: dict, examples: dict[str, dict]) -> dict:
+    """Whether the samples of each arm are copies: how many are near a training image, and how near they and held-out images are."""
+    arms, ranges, is_noise = [], [], []
+    for arm in summary["arm_names"]:
+        runs = [examples[f"{arm}-{seed}"]["nearest"] for seed in summary["seeds"]]
+        num_worrying = sum(run["share"] > run["worry_above"] for run in runs)
+        arms.append(
+            {
+                "name": arm,
+                "color": arm_color(summary, arm),
+                "share": f"{100 * sum(run['share'] for run in runs) / len(runs):.1f} %",
+                "limit": f"{100 * max(run['worry_above'] for run in runs):.0f} %",
+                "tone": "bad" if num_worrying else "good",
+                "text": f"too many, in {num_worrying} of {len(runs)} seeds" if num_worrying else "no more than chance gives",
+            }
+        )
+        for what, key in (("samples", "samples"), ("held out, decoded", "decoded")):
+            ranges.append((f"{arm}, {what}", arm_color(summary, arm), runs[0][key]))
+        is_noise += [arm] if any(run["control"] == "real" for run in runs) else []
+    first = examples[f"{summary['baseline']}-{summary['seeds'][0]}"]["nearest"]
+    ranges.append(("held out, as they are", "var(--muted)", first["real"]))
+    return {
+        "arms": arms,
+        "ranges": range_rows(ranges, "{:.3g}"),
+        "chance": f"{100 * first['chance_share']:.0f} %",
+        "num_training_images": first["num_training_images"],
+        "is_noise": is_noise,
+    }
 
 
 def _training_view(summary: dict, curves: Path, stage: str) -> dict:

@@ -1,11 +1,10 @@
-"""Training curves as inline SVG that takes its colours and its typeface from the page, and image grids as data URIs.
+"""Training curves as inline SVG that takes its colours and its typeface from the page.
 
 The same curves make the same bytes: no dates, no random element names.
 """
 
 from __future__ import annotations
 
-import base64
 import csv
 import io
 import re
@@ -16,14 +15,12 @@ import matplotlib
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
-from PIL import Image
 
 from errors import PipelineError
 
 VALIDATION = "validation_"
 STEP_COLUMNS = ("step", "num_images")
 SETTLED_FROM = 0.1  # the y-axis fits what comes after this share of a curve, so that the first steps do not flatten the rest
-MAX_PNG_BYTES = 1_000_000  # a larger grid is embedded as WebP
 NUM_ARM_COLORS = 6  # --arm-0 ... --arm-5 in the page's style sheet
 LARGEST = 1e100  # larger values are not drawn: an axis is wider than its curve, and would overflow
 PANEL_INCHES = (3.4, 2.1)
@@ -176,29 +173,3 @@ def _for_page(svg: str) -> str:
     svg = re.sub(r'<svg [^>]*?viewBox="([^"]*)"[^>]*>', r'<svg viewBox="\1" aria-hidden="true">', svg, count=1)
     svg = svg.replace(INK, "var(--muted)").replace(GRID, "var(--line)")
     return re.sub(r"#0102(1[0-5])", lambda match: f"var(--arm-{int(match[1], 16) - 0x10})", svg).strip()
-
-
-def embed_grid(path: Path) -> dict:
-    """Read a grid of images for the page.
-
-    Returns:
-        ``{"uri": data URI, "width", "height", "is_compressed": whether it is lossy, being too large as it is}``.
-
-    Raises:
-        PipelineError: naming the file, when it is missing or no image.
-    """
-    if not path.is_file():
-        raise PipelineError(f"{path}: no such file; run the stage that makes it: dvc repro evaluate@{path.parent.name}")
-    data, kind = path.read_bytes(), "png"
-    try:
-        with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
-            image.load()
-            width, height = image.size
-            if len(data) > MAX_PNG_BYTES:
-                buffer = io.BytesIO()
-                image.convert("RGB").save(buffer, format="WEBP", quality=90, method=4)
-                data, kind = buffer.getvalue(), "webp"
-    except Exception as error:  # on damaged bytes PIL raises nearly anything, and DecompressionBombError for sizes that no grid has
-        raise PipelineError(f"{path}: not a readable PNG ({error}); run dvc repro --force evaluate@{path.parent.name}") from None
-    uri = f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
-    return {"uri": uri, "width": width, "height": height, "is_compressed": kind == "webp"}

@@ -13,6 +13,7 @@ SECTION_LABELS = {
     "reconstruction_stage2": "Reconstruction after stage 2",
     "samples": "Samples",
     "prior_gap": "What the prior costs: samples to reconstructions",
+    "neighbours": "Nearest training images",
     "latent": "Latent",
     "prior": "Prior",
 }

@@ -1,9 +1,11 @@
 """Evaluate: how far reconstructions (after each stage) and samples are from real images; PSNR, codebook use or
-latent statistics, the prior's validation loss, grids.
+latent statistics, the prior's validation loss; grids, and pictures of single images that say what a mean does not.
 
 Every distance is taken to the one reference, but for ``prior_gap``: that of samples to reconstructions by the same decoder, which is what
 the prior alone costs.
 """
+
+from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Sequence
@@ -17,19 +19,22 @@ from tqdm import tqdm
 
 from errors import PipelineError
 from evaluation.comparison import Comparison, ImageSet
+from evaluation.examples import choose_pairs, show_interpolations, show_neighbours, show_reconstructions
 from evaluation.extractors import build_extractor
 from evaluation.factors import load_judge
 from evaluation.fidelity import Reference, distances
-from evaluation.grids import write_grid
+from evaluation.grids import GAP, write_grid
+from evaluation.neighbours import NEAR_TRAINING
 from evaluation.pyramid import project
 from evaluation.reconstruction import psnr_db
-from evaluation.reference import choose_indices, evenly_spaced, load_reference, read_batches
+from evaluation.reference import choose_indices, evenly_spaced, load_reference, load_training, read_batches
 from models.autoencoder import to_uint8
 from models.bottleneck import gaussian_kl, usage_metrics
 from models.metric import PSNR
 from progress import progress_bar
 from stage import Stage
 from storage.decoders import decoder_sha256, load_decoder
+from storage.examples import write_examples
 from storage.files import MANIFEST, read_json, require_keys
 from storage.frozen import Frozen, OfEncoder, load_frozen
 from storage.latents import LatentDataset
@@ -51,6 +56,7 @@ def run(params, inputs, outputs) -> dict:
     chosen_samples = choose_indices(samples, settings.num_images, "sampled", "raise sample.num_images")
     extractor = build_extractor(settings.extractor, settings.extractor_weights_path, settings.input_size, device)
     reference, protocol = load_reference(inputs.reference, inputs.shards, extractor, settings)
+    training = load_training(inputs.reference, inputs.shards, reference)
     judge = load_judge(inputs.reference, device)
 
     metrics = {"protocol": protocol, "frozen_sha256": frozen.sha256}
@@ -59,20 +65,27 @@ def run(params, inputs, outputs) -> dict:
         comparison = Comparison(reference, real, extractor, judge, settings)
         viewing = Viewing(comparison, outputs.artifact, bar)
         viewing.show("real", validation.images, chosen)
-        first, reconstructed = viewing.reconstruct("reconstruction_stage1", decoded[0], chosen)
+        first, reconstructed, psnr = viewing.reconstruct("reconstruction_stage1", decoded[0], chosen)
+        second, psnr_of_stage = first, {"stage1": psnr, "stage2": psnr}
         if decoder_sha256(inputs.stage1) == decoder_sha256(inputs.stage2):  # stage 2 had 0 steps
             second = viewing.repeat("reconstruction_stage1", "reconstruction_stage2", first)
         else:
-            second, reconstructed = viewing.reconstruct("reconstruction_stage2", decoded[1], chosen)
+            second, reconstructed, psnr_of_stage["stage2"] = viewing.reconstruct("reconstruction_stage2", decoded[1], chosen)
         metrics |= {"reconstruction_stage1": first, "reconstruction_stage2": second}
         drawn = viewing.look_at(samples.images, chosen_samples)
         metrics["samples"] = comparison.of_samples(drawn)
         metrics["prior_gap"] = distances(drawn.outputs, Reference.of(reconstructed.outputs["features"]), extractor, settings)
         viewing.show("samples", samples.images, chosen_samples)
+    held_out = {"decoded": reconstructed.outputs["features"], "real": reference.features}
+    examples = _show_decoded(outputs.artifact, decoded, chosen, psnr_of_stage)
+    examples["nearest"] = show_neighbours(outputs.artifact, samples, chosen_samples, drawn.outputs["features"], held_out, training)
+    write_examples(outputs.artifact, {"tile": {"size": validation.image_size, "gap": GAP}, **examples})
+    metrics["neighbours"] = {NEAR_TRAINING.name: examples["nearest"]["share"]}
     metrics["latent"] = codebook_use(latents) if frozen.bottleneck.is_discrete else latent_use(latents)
     metrics["prior"] = {name: value for name, value in prior.items() if name.startswith("validation_")}
     of_prior = read_legend(inputs.prior)
-    write_legend(outputs.artifact, [*comparison.metrics, *frozen.bottleneck.metrics, *(describe(of_prior, name) for name in of_prior)])
+    legend = [*comparison.metrics, NEAR_TRAINING, *frozen.bottleneck.metrics, *(describe(of_prior, name) for name in of_prior)]
+    write_legend(outputs.artifact, legend)
     return metrics
 
 
@@ -88,6 +101,18 @@ def _open_matching(inputs, frozen: Frozen) -> tuple[ShardDataset, LatentDataset,
     return validation, latents, samples, prior
 
 
+def _show_decoded(folder: Path, decoded: list[Decoded], chosen: list[int], psnr: dict[str, list[float]]) -> dict:
+    """Pictures of what the decoders make of some latents, and the numbers behind them."""
+    latents, originals = decoded[-1].latents, decoded[-1].originals
+    stages = {name: (decoder.images, psnr[name]) for name, decoder in zip(psnr, decoded, strict=True)}
+    shown = show_reconstructions(folder, latents.keys, chosen, stages, originals.images)
+    pairs = [] if decoded[-1].frozen.bottleneck.is_discrete else choose_pairs(chosen)
+    if pairs:
+        means = latents.batch(pairs)["mean"]
+        show_interpolations(folder, means, lambda mean: decoded[-1].decode({"mean": mean}), originals.images(pairs))
+    return shown | {"has_interpolations": bool(pairs)}
+
+
 @dataclass(frozen=True)
 class Decoded:
     """Validation images as a decoder renders their latents, beside the originals."""
@@ -97,11 +122,15 @@ class Decoded:
     latents: LatentDataset
     originals: ShardDataset
 
-    @torch.inference_mode()
     def images(self, indices: Sequence[int]) -> Tensor:
         """uint8 (B, 3, H, W)."""
+        return self.decode(self.latents.batch(indices))
+
+    @torch.inference_mode()
+    def decode(self, latents: dict[str, Tensor]) -> Tensor:
+        """What is stored of images to uint8 (B, 3, H, W)."""
         device = next(self.decoder.parameters()).device
-        latents = {name: tensor.to(device) for name, tensor in self.latents.batch(indices).items()}
+        latents = {name: tensor.to(device) for name, tensor in latents.items()}
         return to_uint8(self.decoder(self.frozen.bottleneck.decode(latents))).cpu()
 
     def psnr(self, indices: Sequence[int], images: Tensor) -> list[float]:
@@ -121,8 +150,8 @@ class Viewing:
         batches = read_batches(read, indices, self.comparison.settings.batch_size, self.bar)
         return self.comparison.look_at(batches, len(indices))
 
-    def reconstruct(self, name: str, decoded: Decoded, indices: list[int]) -> tuple[dict[str, float], ImageSet]:
-        """Metrics of decoded images, mean PSNR among them, and what is kept of them."""
+    def reconstruct(self, name: str, decoded: Decoded, indices: list[int]) -> tuple[dict[str, float], ImageSet, list[float]]:
+        """Metrics of decoded images, mean PSNR among them, what is kept of them, and the PSNR of each."""
         psnr: list[float] = []
 
         def read(batch: Sequence[int]) -> Tensor:
@@ -132,7 +161,7 @@ class Viewing:
 
         images = self.look_at(read, indices)
         self.show(name, decoded.images, indices)
-        return self.comparison.of_reconstructions(images) | {PSNR.name: fmean(psnr)}, images
+        return self.comparison.of_reconstructions(images) | {PSNR.name: fmean(psnr)}, images, psnr
 
     def repeat(self, name: str, copy: str, metrics: dict[str, float]) -> dict[str, float]:
         """The same images under another name."""

@@ -1,4 +1,5 @@
-"""Reference: features of the real validation images, once, and the floor: what real training images score against them.
+"""Reference: features of the real validation images, once, and the floor: what real training images score against them. Also features
+of training images, to find those that samples resemble.
 
 For cartoon faces, whose law is known, also a network that reads their factors, and how often it is to find each.
 """
@@ -8,8 +9,8 @@ import torch
 from evaluation.comparison import Comparison, ImageSet
 from evaluation.extractors import build_extractor
 from evaluation.factors import FactorJudge, save_judge, to_side, train_judge
-from evaluation.fidelity import Reference
-from evaluation.reference import choose_indices, evenly_spaced, read_batches, save_reference
+from evaluation.fidelity import Reference, extract
+from evaluation.reference import choose_indices, choose_training, evenly_spaced, read_batches, save_reference, save_training
 from ingest.avatars import FACTORS, factors, index_of
 from progress import progress_bar
 from stage import Stage
@@ -30,11 +31,14 @@ def run(params, inputs, outputs) -> dict:
         chosen[split] = dataset, choose_indices(dataset, settings.num_images, split, remedy)
     seed = chosen["train"][0].manifest.get("source", {}).get("avatars_seed")
     judge = None if seed is None else _train_judge(seed, chosen["train"][0], settings.batch_size, device)
-    with progress_bar(2 * settings.num_images, "reference", "img") as bar:
+    training = choose_training(inputs.shards)
+    with progress_bar(2 * settings.num_images + len(training), "reference", "img") as bar:
         real = {
             split: ImageSet.of(read_batches(dataset.images, indices, settings.batch_size, bar), settings.num_images, extractor, judge)
             for split, (dataset, indices) in chosen.items()
         }
+        batches = read_batches(chosen["train"][0].images, training, settings.batch_size, bar)
+        save_training(outputs.artifact, extract(extractor, batches)["features"])
     metrics = {}
     if judge is not None:
         law = torch.tensor([list(factors(seed, index).values()) for index in range(NUM_LAW_FACES)])

@@ -53,7 +53,7 @@ STAGE = Stage(
     per_arm=False,
     has_records=False,
     artifact="report",
-    files=("reporting/page.html.jinja",),
+    files=("reporting/page.css", "reporting/page.html.jinja", "reporting/pictures.html.jinja"),
 )
 
 if __name__ == "__main__":

@@ -86,6 +86,7 @@ def test_discrete_pairs_run_from_shards_to_report(encoded, bottleneck, prior, me
     metrics = run_stages(GENERATOR, params, root)
     text = check_report(root, params, metrics, metric)
     assert 0 < metrics["evaluate"]["latent"]["codebook_perplexity"] <= 16
+    assert "Between two latents" not in text and not (root / f"artifacts/evaluate/{RUN}/interpolations.png").exists()
     assert "Codebook perplexity" in text and "Flow-matching" not in text and "Channel deviation" not in text
     assert ("Masked NLL" in text) == (prior == "maskgit")
 
@@ -100,6 +101,7 @@ def test_continuous_pair_runs_from_shards_to_report(encoded, num_ray_workers):
     metrics = run_stages(GENERATOR, params, root)
     text = check_report(root, params, metrics, "flow_matching_loss")
     assert 0 < metrics["evaluate"]["latent"]["noise_share"] < 1 and metrics["evaluate"]["latent"]["kl_nats_per_image"] > 0
+    assert "Between two latents" in text and (root / f"artifacts/evaluate/{RUN}/interpolations.png").is_file()
     results = text.partition("Image quality")[2].rpartition("Stages")[0]
     assert "odebook" not in results and "NLL" not in results and "likelihoods" not in results
     assert all(name in results for name in ("Information (KL)", "Flow-matching loss", "Encoder noise, mean deviation"))

@@ -51,6 +51,11 @@ def test_a_grid_holds_every_image_once_pixel_for_pixel(number, columns, rows, tm
     assert (grid == 255).sum() == grid.size - images.numel()
 
 
+def test_a_grid_may_be_told_its_columns(tmp_path):
+    write_grid(tmp_path / "grid.png", torch.zeros(6, 3, 4, 4, dtype=torch.uint8), num_columns=3)
+    assert Image.open(tmp_path / "grid.png").size == (3 * (4 + GAP) - GAP, 2 * (4 + GAP) - GAP)
+
+
 @pytest.mark.parametrize(("available", "wanted"), [(10, 10), (10, 3), (1000, 999), (7, 1)])
 def test_evenly_spaced_images_cover_the_split(available, wanted):
     indices = evenly_spaced(available, wanted)

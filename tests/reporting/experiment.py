@@ -10,6 +10,7 @@ from PIL import Image
 
 from evaluation.factors import FACTOR_TV
 from evaluation.fidelity import fidelity_metrics
+from evaluation.neighbours import NEAR_TRAINING
 from evaluation.pyramid import SWD
 from models.bottleneck import CODEBOOK_METRICS
 from models.metric import PSNR
@@ -17,6 +18,7 @@ from models.transformer import Transformer
 from reporting.summary import collect, read_durations
 from reporting.verdict import conclude
 from sections import Gates
+from storage.examples import write_examples
 from storage.legends import write_legend
 from tests.sealing import seal
 
@@ -58,12 +60,25 @@ ARMS = {
     "dae_noise": {"stage1": FULL | {"latent_noise": {"kind": "added", "strength": 1.0}}, "stage2": CONTINUED},
     "robust": {"stage1": FULL, "stage2": CONTINUED | {"latent_noise": {"kind": "added", "strength": 0.5}}},
 }
-MEASURED = (*fidelity_metrics("efficientnet-lite0"), *fidelity_metrics("inception-v3-compat"), SWD, FACTOR_TV, PSNR)
+MEASURED = (*fidelity_metrics("efficientnet-lite0"), *fidelity_metrics("inception-v3-compat"), SWD, FACTOR_TV, NEAR_TRAINING, PSNR)
 LEGENDS = {
     "stage1": (PSNR, *CODEBOOK_METRICS),
     "stage2": (PSNR,),
     "prior": (Transformer.loss_metric,),
     "evaluate": (*MEASURED, *CODEBOOK_METRICS, Transformer.loss_metric),
+}
+_NEAREST = {
+    "num_training_images": 8000, "samples": [1.5, 2.5, 3.5], "decoded": [1.0, 2.0, 3.0], "real": [0.5, 1.0], "control": "decoded",
+    "share": 0.04, "chance_share": 0.05, "worry_above": 0.1, "shown": [{"key": "000001", "training_keys": ["000004"], "distances": [1.5]}],
+}  # fmt: skip
+_EXTREME = [{"key": "000007", "stage1": 21.25, "stage2": 22.5}, {"key": "000003", "stage1": 24.0, "stage2": 25.75}]
+EXAMPLES = {
+    "tile": {"size": 4, "gap": 2},
+    "psnr_db": {"stage1": [21.25, 24.0, 26.0], "stage2": [22.5, 25.75, 28.0]},
+    "best": _EXTREME[::-1],
+    "worst": _EXTREME,
+    "nearest": _NEAREST,
+    "has_interpolations": False,
 }
 JOINT, HALVES = {"stage1": 1500, "stage2": 0}, {"stage1": 750, "stage2": 750}
 
@@ -167,6 +182,7 @@ def _write_metrics(root: Path, arm: str, seed: int, values: list[float], protoco
         for section, value in zip(SECTIONS, values, strict=True)
     }
     evaluation["samples"] |= {"precision": 1 - values[2] / 200, "recall": 0.9 - values[2] / 200}
+    evaluation["neighbours"] = {"near_training_share": EXAMPLES["nearest"]["share"]}
     evaluation["prior_gap"] = {distance: values[2] / 2, kernel: values[2] / 8000}
     latent = {"codebook_usage": 0.97, "codebook_perplexity": 171.4}
     codes = {"latent": latent, "prior": {"validation_nll_nats_per_token": 3.1 - 0.1 * (arm != "baseline")}}
@@ -212,6 +228,7 @@ def _write_curves(root: Path, arm: str, seed: int) -> None:
 
 def _write_grids(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    for number, kind in enumerate(("real", *SECTIONS)):
-        pixels = np.full((12, 12, 3), 60 * number, dtype=np.uint8)
+    for number, kind in enumerate(("real", *SECTIONS, "neighbours", "best", "worst")):
+        pixels = np.full((10, 10, 3), 30 * number, dtype=np.uint8)  # four images of 4 pixels, and 2 between them
         Image.fromarray(pixels).save(folder / f"{kind}.png")
+    write_examples(folder, EXAMPLES)

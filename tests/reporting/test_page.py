@@ -2,16 +2,14 @@
 
 import html
 import re
-import struct
-import zlib
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
 
+import reporting.images
 import reporting.page
+import reporting.story
 from errors import PipelineError
 from evaluation.factors import FACTOR_TV
 from reporting import plots
@@ -194,10 +192,13 @@ def test_steps_left_out_for_a_bad_loss_are_told(page, tmp_path):
         "metrics/stage1/dae-0.json",
         "metrics/prior/dae-0.json",
         "artifacts/shards/manifest.json",
+        "artifacts/evaluate/dae-0/examples.json",
     ],
 )
 def test_every_key_that_is_missing_or_of_another_type_is_one_line(tmp_path, monkeypatch, file):
-    monkeypatch.setattr(reporting.page, "embed_grid", lambda path: {"uri": "", "width": 1, "height": 1, "is_compressed": False})
+    grid = {"uri": "", "width": 1, "height": 1, "zoom": 8, "is_compressed": False}
+    monkeypatch.setattr(reporting.images, "embed_grid", lambda path, is_compressed=False: grid)
+    monkeypatch.setattr(reporting.story, "embed_strip", lambda path, tile: {"uri": "", "width": 1, "height": 1, "num_images": 1})
     monkeypatch.setattr(reporting.page, "draw_panels", lambda stage, curves: [])
     write_experiment(tmp_path)
     assert survives(tmp_path / file, lambda: make_page(tmp_path))[1] >= 5
@@ -246,6 +247,10 @@ def test_missing_grids_and_curves_are_named_with_the_command_that_makes_them(tmp
     write_experiment(tmp_path)
     (tmp_path / "artifacts/evaluate/dae-0/samples.png").unlink()
     with pytest.raises(PipelineError, match=r"dae-0/samples\.png: no such file; .*dvc repro evaluate@dae-0"):
+        make_page(tmp_path)
+    write_experiment(tmp_path)
+    (tmp_path / "artifacts/evaluate/dae-0/examples.json").unlink()
+    with pytest.raises(PipelineError, match=r"dae-0/examples\.json: no such file; .*dvc repro"):
         make_page(tmp_path)
     write_experiment(tmp_path)
     (tmp_path / "curves/prior/dae-0.csv").unlink()
@@ -318,31 +323,6 @@ def test_any_bytes_are_a_curve_or_refused(tmp_path_factory, start, place, insert
         assert str(path) in str(error) and "\n" not in str(error)
         return
     plots.draw_panels("stage1", [curve])
-
-
-def test_a_huge_grid_is_compressed_and_a_small_one_is_embedded_as_it_is(tmp_path, monkeypatch):
-    path = tmp_path / "dae-0" / "real.png"
-    path.parent.mkdir()
-    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(path)
-    small = plots.embed_grid(path)
-    assert small["uri"].startswith("data:image/png;base64,")
-    assert (small["width"], small["height"], small["is_compressed"]) == (64, 64, False)
-    monkeypatch.setattr(plots, "MAX_PNG_BYTES", 1000)
-    large = plots.embed_grid(path)
-    assert large["uri"].startswith("data:image/webp;base64,")
-    assert large["is_compressed"]
-    assert len(large["uri"]) < len(small["uri"])
-
-
-@pytest.mark.parametrize("size", [(100_000, 100_000), (4, 4)])
-def test_a_grid_of_a_size_that_none_has_or_without_its_pixels_is_refused(tmp_path, size):
-    chunks = [(b"IHDR", struct.pack(">IIBBBBB", *size, 8, 2, 0, 0, 0)), (b"IDAT", zlib.compress(b"")), (b"IEND", b"")]
-    path = tmp_path / "dae-0/real.png"
-    path.parent.mkdir()
-    framed = [struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data)) for name, data in chunks]
-    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(framed))
-    with pytest.raises(PipelineError, match=r"real\.png: not a readable PNG .*; run dvc repro --force evaluate@dae-0$"):
-        plots.embed_grid(path)
 
 
 def test_an_arm_is_described_by_what_it_does():

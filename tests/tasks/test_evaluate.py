@@ -18,10 +18,12 @@ from evaluation.reference import evenly_spaced
 from models.autoencoder import to_uint8
 from stage import execute
 from storage.decoders import load_decoder
+from storage.examples import read_examples
 from storage.files import read_json, write_json
 from storage.frozen import load_frozen
 from storage.latents import LatentDataset
 from storage.legends import read_legend
+from storage.shards import ShardDataset
 from tasks.evaluate import STAGE, Viewing, latent_use
 from tasks.reference import STAGE as REFERENCE
 from tests.evaluation.faces import SIZE, faces
@@ -84,7 +86,7 @@ def tiles(path, number):
 
 def test_it_has_the_contracts_sections_and_names(metrics, shared):
     reconstructions = {"reconstruction_stage1", "reconstruction_stage2"}
-    assert set(metrics) == {"latent", "frozen_sha256", "prior", "prior_gap", "protocol", "samples", *reconstructions}
+    assert set(metrics) == {"latent", "frozen_sha256", "neighbours", "prior", "prior_gap", "protocol", "samples", *reconstructions}
     for stage in ("stage1", "stage2"):
         assert {*DISTANCES, "psnr_db", "swd_laplacian"} <= metrics[f"reconstruction_{stage}"].keys()
         assert not {"fid", "kid", "precision", "recall", "factor_tv"} & metrics[f"reconstruction_{stage}"].keys()
@@ -185,12 +187,40 @@ def test_codebook_use_counts_the_validation_tokens(metrics, shared):
 def test_the_grids_show_the_same_images_pixel_for_pixel(metrics, shared):
     folder, shown = shared / f"artifacts/evaluate/{RUN}", list(range(0, 24, 4))
     assert sorted(path.name for path in folder.iterdir()) == [
-        "legend.json", "real.png", "reconstruction_stage1.png", "reconstruction_stage2.png", "samples.png", "seal.json",
+        "best.png", "examples.json", "legend.json", "neighbours.png",
+        "real.png", "reconstruction_stage1.png", "reconstruction_stage2.png", "samples.png", "seal.json", "worst.png",
     ]  # fmt: skip
     expected = {"real": faces(0, 24), "reconstruction_stage1": decoded(shared, "stage1")[0]}
     for name, images in expected.items():
         difference = tiles(folder / f"{name}.png", 6).astype(int) - images[shown].permute(0, 2, 3, 1).numpy().astype(int)
         assert np.abs(difference).max() <= (1 if name != "real" else 0)  # decoded in other batches: may round to the next byte
+
+
+def test_single_images_are_told_of_by_what_was_measured(metrics, shared):
+    told = read_examples(shared / f"artifacts/evaluate/{RUN}")
+    for stage in ("stage1", "stage2"):
+        assert np.mean(told["psnr_db"][stage]) == pytest.approx(metrics[f"reconstruction_{stage}"]["psnr_db"], abs=1e-3)
+    assert told["worst"][0]["stage2"] == min(told["psnr_db"]["stage2"]) <= max(told["psnr_db"]["stage2"]) == told["best"][0]["stage2"]
+    assert metrics["neighbours"] == {"near_training_share": told["nearest"]["share"]}
+    assert told["nearest"]["share"] <= told["nearest"]["worry_above"]  # the samples are fresh faces
+    assert told["tile"] == {"size": SIZE, "gap": GAP} and not told["has_interpolations"]
+    distances = torch.cdist(features(faces(70, 95)[evenly_spaced(25, 24)]), features(faces(40, 64))).min(1).values
+    assert told["nearest"]["samples"] == pytest.approx(distances.tolist(), rel=1e-2)
+    distances = torch.cdist(features(decoded(shared, "stage2")[0]), features(faces(40, 64))).min(1).values
+    assert told["nearest"]["decoded"] == pytest.approx(distances.tolist(), rel=1e-2)
+
+
+def test_samples_that_are_training_images_are_found(root):
+    """Half of them; the rest are fresh faces. What held-out images are decoded to is no face, and not what samples are held against."""
+    sha256 = read_json(root / f"artifacts/sample/{RUN}/manifest.json")["frozen_sha256"]
+    shutil.rmtree(root / f"artifacts/sample/{RUN}")
+    write_images(root / f"artifacts/sample/{RUN}", {"samples": [faces(70, 82), faces(40, 52)]}, frozen_sha256=sha256)
+    execute(STAGE, PARAMS, "dae", 0, seal(root))
+    nearest = read_examples(root / f"artifacts/evaluate/{RUN}")["nearest"]
+    assert max(nearest["samples"][12:]) < 1e-2 < min(nearest["samples"][:12])
+    assert nearest["control"] == "real" and nearest["share"] >= 0.5 > nearest["worry_above"]
+    keys = ShardDataset(root / "artifacts/shards", "train").keys
+    assert {shown["training_keys"][0] for shown in nearest["shown"]} <= set(keys[:12])
 
 
 def test_without_a_second_stage_both_decoders_score_the_same(tmp_path, monkeypatch):

@@ -54,6 +54,11 @@ def test_features_are_those_of_validation_images_from_the_whole_split(root, metr
     torch.testing.assert_close(features, extractor(faces(0, 24)[chosen])["features"], rtol=1e-4, atol=1e-4)
 
 
+def test_features_of_training_images_are_kept_too(root, metrics, extractor):
+    features = load_weights(root / "artifacts/reference/training.safetensors")["features"]
+    torch.testing.assert_close(features, extractor(faces(40, 64))["features"], rtol=1e-4, atol=1e-4)
+
+
 def test_the_protocol_is_in_the_manifest_and_beside_the_floor(root, metrics):
     manifest = json.loads((root / "artifacts/reference/manifest.json").read_text())
     assert manifest["protocol"] == metrics["protocol"]
@@ -85,7 +90,8 @@ def test_the_floor_rises_when_training_images_are_not_like_validation_images(met
 def test_the_same_inputs_give_the_same_bytes(root, metrics, tmp_path):
     write_shards(tmp_path)
     reference(tmp_path)
-    for name in ("artifacts/reference/features.safetensors", "artifacts/reference/manifest.json", "metrics/reference.json"):
+    files = ("features.safetensors", "training.safetensors", "manifest.json")
+    for name in (*(f"artifacts/reference/{file}" for file in files), "metrics/reference.json"):
         assert (tmp_path / name).read_bytes() == (root / name).read_bytes()
 
 
