@@ -8,7 +8,7 @@ export PATH := $(abspath $(BIN)):$(PATH)
 export DVC_NO_ANALYTICS := 1
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help setup run study serve test test-all torture bench lint status clean-scratch lock preset deps
+.PHONY: help setup run study serve watch test test-all torture bench lint status clean-scratch lock preset deps
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## ?/  make \1\t/' | expand -t 24
@@ -35,6 +35,11 @@ study: setup ## answer the question with as few seeds as it takes (PRESET=cifar1
 serve: setup ## start a Prefect server, the deployments and a worker, until Ctrl-C
 	@exec python -m flows.serve
 
+LIVE := $(or $(DAE_LIVE),$(or $(DAE_SCRATCH),.scratch)/live)
+watch: setup ## curves and pictures of all arms and seeds while they train, in a browser (PORT=6007), until Ctrl-C
+	@mkdir -p '$(LIVE)'
+	@exec tensorboard --logdir '$(LIVE)' --host 127.0.0.1 --port $(or $(PORT),6006) --reload_interval 5
+
 TEST := python -m pytest --numprocesses auto --dist loadscope --no-loadscope-reorder
 test: setup ## run the fast tests, which cover everything once, side by side on all cores (8 to 9 minutes on two)
 	$(TEST) -m 'not slow'
@@ -46,7 +51,7 @@ torture: setup ## kill the pipeline everywhere, for an hour (MINUTES=5), and com
 	@python -m tests.killing.torture --minutes $(or $(MINUTES),60)
 
 bench: setup ## measure every claim of speed, each as a ratio within one run
-	@failed=0; for script in encode stage2 sampling transformer_sampling dit_step dit_sampling loader evaluation flow; do python -m benchmarks.$$script || failed=1; done; exit $$failed
+	@failed=0; for script in encode stage2 sampling transformer_sampling dit_step dit_sampling loader evaluation flow watching; do python -m benchmarks.$$script || failed=1; done; exit $$failed
 
 lint: setup ## check style
 	ruff check .

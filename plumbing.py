@@ -21,5 +21,10 @@ NO_RESULT_DEPENDS_ON = {
     "yaml_file.py": "reads a file, or refuses one that can be read in two ways",
     "training/cluster.py": "starts and watches Ray, whose tasks are given all that they compute with",
     "training/footprint.py": "refuses what cannot fit into memory",
+    "training/live.py": "shows training while it runs",
     "training/launch.py": "starts training here or on workers, as many as training/workers.py says; their ranks matter in training/loop.py",
+    "training/pictures.py": "draws what training/live.py shows",
 }
+
+# Of these neither what they import: they compute with models, and tests/training/test_live.py holds that they change no byte.
+LOOKING_ON = {"training/pictures.py"}

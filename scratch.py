@@ -22,6 +22,7 @@ from storage.files import read_json, write_json
 
 SCRATCH_VARIABLE = "DAE_SCRATCH"  # an absolute folder for resumable state; default: .scratch in the project
 SCRATCH_KEPT_SECONDS = 7 * 24 * 3600
+LIVE_VARIABLE = "DAE_LIVE"  # an absolute folder for what is shown while stages train; default: live in the scratch folder
 DISCARDED = ".discarded"
 
 
@@ -105,10 +106,19 @@ def scratch_root(root: Path) -> Path:
     Raises:
         PipelineError: when the variable names no absolute path.
     """
-    given = os.environ.get(SCRATCH_VARIABLE)
+    return _folder_of(SCRATCH_VARIABLE) or (root / ".scratch").resolve()
+
+
+def live_folder(root: Path, stage: str, run_name: str) -> Path:
+    """The folder of what one run of a stage shows while it trains; raises as ``scratch_root``."""
+    return (_folder_of(LIVE_VARIABLE) or scratch_root(root) / "live") / stage / run_name
+
+
+def _folder_of(variable: str) -> Path | None:
+    given = os.environ.get(variable)
     if given is not None and not Path(given).is_absolute():
-        raise PipelineError(f"{SCRATCH_VARIABLE}={given}: must be an absolute path (a shell expands ~ only outside of quotes); or unset it")
-    return Path(given or root / ".scratch").resolve()
+        raise PipelineError(f"{variable}={given}: must be an absolute path (a shell expands ~ only outside of quotes); or unset it")
+    return Path(given).resolve() if given else None
 
 
 def _lock(path: Path) -> IO | None:

@@ -23,7 +23,7 @@ from errors import PipelineError, explain_os_error, explain_out_of_memory, is_ou
 from params import Params, load_params, select_sections
 from publishing import publish, settle
 from resume_key import resume_key
-from scratch import Scratch, open_scratch
+from scratch import Scratch, live_folder, open_scratch
 from storage.files import write_json
 from storage.seals import check_seals, write_seal
 from temporary import private_temporary_folder
@@ -40,12 +40,14 @@ class Stage:
         name: the name of the stage, of its module under tasks/ and of its output folders.
         run: ``run(params, inputs, outputs) -> metrics``. ``params`` has the declared sections, ``runtime``, ``seed``
             and ``run_name``; ``inputs`` one path per declared input; ``outputs`` the paths ``artifact`` (a
-            folder), ``curves`` (a CSV file) and ``scratch`` (a folder that outlives a kill, for resuming).
+            folder), ``curves`` (a CSV file) and ``scratch`` (a folder that outlives a kill, for resuming), and ``live``,
+            the arguments of training.live.LiveView.
         sections: the sections of params.yaml it may read, such as ``"prior"`` or ``"arms.{arm}.stage1"``, or a value of one.
         inputs: name -> path it reads; ``{run}`` stands for ``<arm>-<seed>``, ``{source}`` for dataset.source.
         per_arm: whether it runs once per arm and seed, or once.
         has_curves: whether it writes ``outputs.curves``.
         has_records: whether it writes metrics and durations.
+        shown: further folders, name -> path, that it makes pictures with while it trains, if they are there; no result depends on them.
         artifact: the folder it produces; artifacts/<name> unless given.
         files: files of the project that it reads and does not import, such as a template.
     """
@@ -57,6 +59,7 @@ class Stage:
     per_arm: bool = True
     has_curves: bool = False
     has_records: bool = True
+    shown: dict[str, str] = field(default_factory=dict)
     artifact: str = ""
     files: tuple[str, ...] = ()
 
@@ -121,24 +124,29 @@ def execute(stage: Stage, params: Params, arm: str | None, seed: int, root: Path
     check_seals(root, [path for name, path in inputs.items() if name != "source"], runs)
 
     targets = {kind: root / path for kind, path in stage.output_paths(run_name).items()}
-    with open_scratch(root, stage.name, run_name, resume_key(view, inputs, stage.files)) as scratch:
+    key = resume_key(view, inputs, stage.files)
+    shown = {name: root / template.format(run=run_name) for name, template in stage.shown.items()}
+    live = {"folder": live_folder(root, stage.name, run_name), "key": key, "sources": {**inputs, **shown}}
+    with open_scratch(root, stage.name, run_name, key) as scratch:
         staged = {kind: scratch.staging / (kind + target.suffix) for kind, target in targets.items()}
         metrics = scratch.finished_metrics()
         if metrics is None:
             settle(targets.values())
-            metrics = _run(stage, view, inputs, staged, scratch, root)
+            metrics = _run(stage, view, inputs, staged, live, scratch, root)
         publish({staged[kind]: target for kind, target in targets.items()})
         scratch.discard()
     return metrics
 
 
-def _run(stage: Stage, view: SimpleNamespace, inputs: dict[str, Path], staged: dict[str, Path], scratch: Scratch, root: Path) -> dict:
+def _run(
+    stage: Stage, view: SimpleNamespace, inputs: dict[str, Path], staged: dict[str, Path], live: dict, scratch: Scratch, root: Path
+) -> dict:
     """Have the stage write all its outputs where they are staged; returns its metrics."""
     started = time.monotonic()
     scratch.begin()
     resumed = any(scratch.state.iterdir())
     staged["artifact"].mkdir()
-    outputs = SimpleNamespace(artifact=staged["artifact"], curves=staged.get("curves"), scratch=scratch.state)
+    outputs = SimpleNamespace(artifact=staged["artifact"], curves=staged.get("curves"), scratch=scratch.state, live=live)
     try:
         metrics = stage.run(view, SimpleNamespace(**inputs), outputs) or {}
         if stage.has_records:

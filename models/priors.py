@@ -70,5 +70,10 @@ def generate(prior: nn.Module, labels: Tensor, random: Randomness, settings: dic
     return samplers[sampler](prior, labels, random, **arguments)
 
 
+def quick_settings(prior: nn.Module) -> dict:
+    """Settings of ``generate`` for a first look: the first sampler of its kind, as it is when nothing else is said."""
+    return {"sampler": next(iter(KINDS[_name_of_kind(prior)].samplers))}
+
+
 def _name_of_kind(prior: nn.Module) -> str:
     return next(name for name, kind in KINDS.items() if kind.module is type(prior))

@@ -7,13 +7,15 @@ from storage.files import write_atomic
 from storage.legends import write_legend
 from storage.priors import save_prior
 from training.launch import train
+from training.live import LiveView
 from training.loop import curves_csv
 from training.prior import PriorObjective
 
 
 def run(params, inputs, outputs) -> dict:
     settings = params.prior.training
-    trainer = train(PriorObjective, params, inputs, settings, settings.num_steps, outputs.scratch, f"prior {params.run_name}")
+    name, view = f"prior {params.run_name}", LiveView(**outputs.live)
+    trainer = train(PriorObjective, params, inputs, settings, settings.num_steps, outputs.scratch, name, view)
     objective, progress = trainer.objective, trainer.progress
     prior = trainer.load_selected("prior")
     counts = Counter(objective.examples.latents.labels)
@@ -39,6 +41,7 @@ STAGE = Stage(
     sections=("prior",),
     inputs={"encode": "artifacts/encode/{run}"},
     has_curves=True,
+    shown={"freeze": "artifacts/freeze/{run}", "stage1": "artifacts/stage1/{run}", "stage2": "artifacts/stage2/{run}"},
 )
 
 if __name__ == "__main__":

@@ -8,13 +8,15 @@ from storage.frozen import encoder_config, save_encoder
 from storage.legends import write_legend
 from training.autoencoder import Stage1Objective
 from training.launch import train
+from training.live import LiveView
 from training.loop import curves_csv
 from training.operations import count_operations
 
 
 def run(params, inputs, outputs) -> dict:
     num_steps, batch_size = params.arm.stage1.num_steps, params.stage1.batch_size
-    trainer = train(Stage1Objective, params, inputs, params.stage1, num_steps, outputs.scratch, f"stage1 {params.run_name}")
+    name, view = f"stage1 {params.run_name}", LiveView(**outputs.live)
+    trainer = train(Stage1Objective, params, inputs, params.stage1, num_steps, outputs.scratch, name, view)
     objective, progress = trainer.objective, trainer.progress
     autoencoder = trainer.load_selected("autoencoder")
     config = encoder_config(objective.config, objective.bottleneck_config)

@@ -8,6 +8,7 @@ from storage.frozen import load_frozen
 from storage.legends import write_legend
 from training.autoencoder import Stage2Objective
 from training.launch import train
+from training.live import LiveView
 from training.loop import curves_csv
 from training.operations import count_operations
 
@@ -21,7 +22,8 @@ def run(params, inputs, outputs) -> dict:
         save_decoder(outputs.artifact, decoder.config, decoder, frozen.sha256)
         write_atomic(outputs.curves, b"step,num_images\n")
         return _metrics(params, decoder) | {"num_operations": 0, "num_skipped_steps": 0}
-    trainer = train(Stage2Objective, params, inputs, params.stage2, num_steps, outputs.scratch, f"stage2 {params.run_name}")
+    name, view = f"stage2 {params.run_name}", LiveView(**outputs.live)
+    trainer = train(Stage2Objective, params, inputs, params.stage2, num_steps, outputs.scratch, name, view)
     objective, progress = trainer.objective, trainer.progress
     decoder = trainer.load_selected("decoder")
     save_decoder(outputs.artifact, objective.config, decoder, frozen.sha256)

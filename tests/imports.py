@@ -6,17 +6,22 @@
 import ast
 import importlib
 import re
+from collections.abc import Collection
 from pathlib import Path
 
-from plumbing import NO_RESULT_DEPENDS_ON
+from plumbing import LOOKING_ON, NO_RESULT_DEPENDS_ON
 
 PROJECT = Path(__file__).parent.parent
 MARKER = "      # code, by `make deps`\n"
 CODE_DEPS = re.compile(rf"(^    cmd: python -m tasks\.(\w+)(?:.*\n)+?{re.escape(MARKER)})(?:      - .*\n)*", re.MULTILINE)
 
 
-def own_files(module_path: Path) -> set[str]:
-    """The project's files that importing ``module_path`` loads, itself included, relative to the project."""
+def own_files(module_path: Path, closed: Collection[str] = ()) -> set[str]:
+    """The project's files that importing ``module_path`` loads, itself included, relative to the project.
+
+    Args:
+        closed: names of those whose own imports are not followed.
+    """
     found: set[str] = set()
     waiting = [module_path]
     while waiting:
@@ -25,6 +30,8 @@ def own_files(module_path: Path) -> set[str]:
         if name in found:
             continue
         found.add(name)
+        if name in closed:
+            continue
         for imported in imported_names(path):
             waiting += _files_of(imported)
     return {name for name in found if not name.endswith("__init__.py")}
@@ -49,7 +56,7 @@ def _files_of(dotted: str) -> list[Path]:
 def code_deps(name: str) -> list[str]:
     """Files of the project that the result of a stage depends on: those that it imports or reads, without the plumbing."""
     stage = importlib.import_module(f"tasks.{name}").STAGE
-    return sorted({*own_files(PROJECT / f"tasks/{name}.py"), *stage.files} - NO_RESULT_DEPENDS_ON.keys())
+    return sorted({*own_files(PROJECT / f"tasks/{name}.py", LOOKING_ON), *stage.files} - NO_RESULT_DEPENDS_ON.keys())
 
 
 def with_code_deps(graph: str) -> str:

@@ -12,10 +12,10 @@ from tests.clone import PROJECT
 pytestmark = pytest.mark.timeout(900)
 README = (PROJECT / "README.md").read_text()
 COMMAND = re.compile(r"(?:make|dvc|python|git|source)\b[^`#\n]*")
-# Elsewhere: `make run` and `make setup` are what a new user and .ci/run do; `make serve` runs in tests/flows; `make test` is
-# running; `make study` is hours of work, which tests/flows does on a small scale; the rest needs a second clone or a remote, which
-# tests/test_pipeline.py makes, or is not one command.
-TARGETS_ELSEWHERE = ("run", "serve", "study", "test", "setup", "bench", "torture")
+# Elsewhere: `make run` and `make setup` are what a new user and .ci/run do; `make serve` runs in tests/flows and `make watch` in
+# test_watch.py; `make test` is running; `make study` is hours of work, which tests/flows does on a small scale; the rest needs a
+# second clone or a remote, which tests/test_pipeline.py makes, or is not one command.
+TARGETS_ELSEWHERE = ("run", "serve", "watch", "study", "test", "setup", "bench", "torture")
 RUN_ELSEWHERE = (*(f"make {target}" for target in TARGETS_ELSEWHERE), "git ", "dvc p", "source ")
 
 

@@ -20,6 +20,7 @@ from sections import Optimization
 from storage.files import read_json, write_json
 from training.cluster import ResourceWatch, ray_session
 from training.compute import prepare_device
+from training.live import Unwatched
 from training.loop import Objective, Trainer
 from training.workers import with_num_ray_workers
 
@@ -40,12 +41,14 @@ def train(
     num_steps: int,
     folder: Path,
     description: str,
+    view: Unwatched | None = None,
 ) -> Trainer:
     """Train in this process, or on as many Ray Train workers as ``optimization`` asks for, and return the finished trainer.
 
     Args:
         build: ``build(params, inputs, device)``, a class or function that workers can import.
         folder: holds the checkpoint; training resumes from it. Workers on other nodes must see it too.
+        view: what shows it meanwhile; of several workers the first has it.
 
     Raises:
         PipelineError: when training diverges, or workers keep failing.
@@ -55,15 +58,15 @@ def train(
     objective = build(params, inputs, device)  # before Ray starts, so that a mistake costs a second and not a minute
     settings = (objective, optimization, num_steps, params.seed, params.runtime, folder, device)
     if optimization.num_ray_workers:
-        _train_on_ray(build, params, inputs, optimization, num_steps, folder, description)
+        _train_on_ray(build, params, inputs, optimization, num_steps, folder, description, view)
         return Trainer(*settings)
     with progress_bar(num_steps, description, "step") as bar:
-        trainer = Trainer(*settings, on_step=lambda step: bar.update(step - bar.n))
+        trainer = Trainer(*settings, on_step=lambda step: bar.update(step - bar.n), view=view)
         trainer.run()
     return trainer
 
 
-def _train_on_ray(build, params, inputs, optimization, num_steps, folder, description) -> None:
+def _train_on_ray(build, params, inputs, optimization, num_steps, folder, description, view) -> None:
     with ray_session(optimization.num_ray_workers) as ray:
         from ray.train import FailureConfig, RunConfig, ScalingConfig
         from ray.train.torch import TorchTrainer
@@ -82,6 +85,7 @@ def _train_on_ray(build, params, inputs, optimization, num_steps, folder, descri
             "optimization": optimization,
             "num_steps": num_steps,
             "folder": folder,
+            "view": view,
             "backend": "nccl" if use_gpu else "gloo",
         }
         trainer = TorchTrainer(
@@ -166,7 +170,8 @@ def _work(config: dict) -> None:
     _join_process_group(config["backend"], rank, world_size)
     try:
         objective = config["build"](params, config["inputs"], device)
-        Trainer(objective, config["optimization"], config["num_steps"], params.seed, params.runtime, folder, device, on_step).run()
+        settings = (objective, config["optimization"], config["num_steps"], params.seed, params.runtime, folder, device)
+        Trainer(*settings, on_step, config["view"]).run()
     except PipelineError as error:
         write_json(folder / ERROR_FILE, {"message": str(error)})
     except (MemoryError, RuntimeError) as error:

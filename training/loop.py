@@ -19,6 +19,7 @@ from errors import PipelineError
 from sections import Optimization, Runtime
 from training.checkpoint import load_checkpoint, save_checkpoint
 from training.compute import autocast
+from training.live import Unwatched
 from training.randomness import batch_indices, derive_seed
 from training.schedule import MovingAverage, build_optimizer, learning_rate
 
@@ -69,6 +70,7 @@ class Progress:
     best_value: float = math.inf
     rows: list[dict[str, float]] = field(default_factory=list)
     divisions: list[list[int]] = field(default_factory=list)  # [first step, workers, parts of each worker], whenever they changed
+    largest_norms: dict[str, float] = field(default_factory=dict)  # finite gradient norms since the last row: rows alone would miss peaks
 
     @property
     def batch_division(self) -> str:
@@ -91,6 +93,7 @@ class Trainer:
     Args:
         folder: where the checkpoint lives; an existing one is resumed.
         on_step: called with the number of finished steps.
+        view: what shows it meanwhile.
 
     Raises:
         PipelineError: when a batch is larger than the training set.
@@ -106,11 +109,13 @@ class Trainer:
         folder: Path,
         device: torch.device,
         on_step: Callable[[int], None] = lambda step: None,
+        view: Unwatched | None = None,
     ):
         if optimization.batch_size > (num_examples := len(objective.examples)):
             raise PipelineError(f"batch_size {optimization.batch_size} is more than the {num_examples} training images; lower it")
         self.objective, self.optimization, self.runtime = objective, optimization, runtime
         self.num_steps, self.seed, self.folder, self.device, self.on_step = num_steps, seed, folder, device, on_step
+        self.view = view or Unwatched()
         self.rank = dist.get_rank() if dist.is_initialized() else 0
         self.world_size = dist.get_world_size() if dist.is_initialized() else 1
         self.optimizer = build_optimizer(objective.modules, optimization, objective.learning_rate_factors)
@@ -127,19 +132,28 @@ class Trainer:
         """
         self.on_step(self.progress.step)
         self._note_division()
-        for batch in self._batches():
+        self.view.begin(self)
+        try:
+            self._run()
+        finally:
+            self.view.end()
+        return self.progress
+
+    def _run(self) -> None:
+        for batch in self.view.timed(self._batches()):
             metrics = self._step(batch)
+            self.view.stepped()
             self.progress.step += 1
             step = self.progress.step
-            row = self._row(metrics) if step % self.runtime.log_every_steps == 0 or step == self.num_steps else None
-            if step % self.optimization.validate_every_steps == 0 or step == self.num_steps:
-                row = {**(row or self._row(metrics)), **self._validate()}
-            if row:
-                self.progress.rows.append(row)
+            validates = step % self.optimization.validate_every_steps == 0 or step == self.num_steps
+            if validates or step % self.runtime.log_every_steps == 0:
+                self.progress.rows.append({**self._row(metrics), **(self._validate() if validates else {})})
+                self.view.row(self.progress.rows[-1])
+            if validates:
+                self.view.pictures(self.averages)
             if step % self.runtime.checkpoint_every_steps == 0 or step == self.num_steps:
                 self._save()
             self.on_step(step)
-        return self.progress
 
     def load_selected(self, name: str) -> nn.Module:
         """The trained module, or its moving average where there is one, with the weights of the selected step put into it."""
@@ -173,7 +187,11 @@ class Trainer:
             self.progress.num_consecutive_skips = 0
         else:
             self._skip(step, metrics)
-        return {**metrics, **{f"gradient_norm_{name}": torch.tensor(norm) for name, norm in norms.items()}}
+        named = {f"gradient_norm_{name}": norm for name, norm in norms.items()}
+        for name, norm in named.items():
+            if math.isfinite(norm):
+                self.progress.largest_norms[name] = max(norm, self.progress.largest_norms.get(name, 0.0))
+        return {**metrics, **{name: torch.tensor(norm) for name, norm in named.items()}}
 
     def _backward(self, batch: dict[str, Tensor], step: int) -> dict[str, Tensor]:
         num_parts = self.optimization.num_microbatches
@@ -220,6 +238,8 @@ class Trainer:
             values /= self.world_size
         rate = learning_rate(self.optimization, step - 1, self.num_steps)
         logged = {name: value for name, value in zip(metrics, values.tolist(), strict=True) if math.isfinite(value)}
+        logged |= {f"{name}_max": norm for name, norm in self.progress.largest_norms.items()}
+        self.progress.largest_norms = {}
         return {"step": step, "num_images": step * self.optimization.batch_size, **logged, "learning_rate": rate}
 
     def _validate(self) -> dict[str, float]:
