@@ -6,11 +6,9 @@ found where they are, by the stages evaluate and report.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import median
-
-Row = dict[str, float]
 
 WEAK_DECODER, IDLE_STAGE2, UNSTABLE = "weak_decoder", "idle_stage2", "unstable"
 
@@ -25,6 +23,8 @@ MAX_LOSS_RATIO = 1.5  # to the first row's
 NUM_ROWS_BEFORE_RATIO = 8
 NUM_ROWS_LOOKED_AT = 200  # the last ones: a row must not cost more the longer the run is
 NUM_STANDARD_ERRORS = 2.0
+
+Row = dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -48,11 +48,14 @@ class Alarm:
         return {"step": self.step, "found": self.found, "advice": self.advice}
 
 
+Detector = Callable[[Sequence[Row], int, int], Alarm | None]  # of all rows so far, the number of steps, and of those skipped so far
+
+
 def weak_decoder(rows: Sequence[Row], num_steps: int, num_skipped_steps: int, weakness: str, hears_noise: bool) -> Alarm | None:
     """The auxiliary decoder adds nothing to the latents, so that they learn nothing from it.
 
     Args:
-        weakness: what the arm weakens it by, such as ``"stage1.dropout"``; empty for the full decoder, which then rather fails to learn.
+        weakness: what would weaken it less, from ``strengthen``; empty for the full decoder, which is rather not able to learn at all.
         hears_noise: it is trained on latents with noise, and so is worse on those without, which it is measured on.
     """
     row = _last_judged(rows, num_steps, "validation_gain_over_mean_image_db")
@@ -62,11 +65,20 @@ def weak_decoder(rows: Sequence[Row], num_steps: int, num_skipped_steps: int, we
     if over_mean < MIN_GAIN_OVER_MEAN_DB:
         found = f"reconstructions are {over_mean:.2f} dB better than the mean image, less than {MIN_GAIN_OVER_MEAN_DB:g}"
     elif over_linear is not None and over_linear < MIN_GAIN_OVER_LINEAR_DB and not hears_noise:
-        found = f"a linear map of the latents reconstructs {-over_linear:.2f} dB better than the decoder, more than {-MIN_GAIN_OVER_LINEAR_DB:g}"
+        found = f"a linear map of the latents is {-over_linear:.2f} dB better than the decoder, more than {-MIN_GAIN_OVER_LINEAR_DB:g}"
     else:
         return None
-    advice = f"weaken less by the arm's {weakness}, or halve stage1.learning_rate" if weakness else "halve stage1.learning_rate"
-    return Alarm(WEAK_DECODER, int(row["step"]), found, advice, is_hopeless=True)
+    if not weakness:
+        return Alarm(UNSTABLE, int(row["step"]), f"{found}, though nothing weakens it", "halve stage1.learning_rate", is_hopeless=True)
+    return Alarm(WEAK_DECODER, int(row["step"]), found, f"{weakness}; or halve stage1.learning_rate", is_hopeless=True)
+
+
+def strengthen(channels_multiplier: float, dropout: float, latent_noise: float | None) -> str:
+    """Advice that names what an arm weakens its auxiliary decoder by; empty where it does not."""
+    ways = [f"double the arm's stage1.channels_multiplier {channels_multiplier:g}"] if channels_multiplier < 1 else []
+    ways += [f"halve its stage1.dropout {dropout:g}"] if dropout else []
+    ways += [f"halve its stage1.latent_noise.strength {latent_noise:g}"] if latent_noise else []
+    return ", ".join(ways)
 
 
 def idle_stage2(rows: Sequence[Row], num_steps: int, num_skipped_steps: int) -> Alarm | None:
@@ -92,7 +104,7 @@ def unstable(rows: Sequence[Row], num_steps: int, num_skipped_steps: int, loss: 
     step = int(rows[-1].get("step", 0))
     loss_ratio, (gradient_ratio, module) = loss_over_first(rows, loss), gradient_over_median(rows)
     if loss_ratio > MAX_LOSS_RATIO:
-        found = f"{loss} is {loss_ratio:.1f} times what it was at first, more than {MAX_LOSS_RATIO:g}"
+        found = f"{loss} is {loss_ratio:.1f} times what it was at first, in two rows more than {MAX_LOSS_RATIO:g}"
         return Alarm(UNSTABLE, step, found, advice, is_hopeless=step >= JUDGED_FROM_SHARE * num_steps)
     if num_skipped_steps:
         return Alarm(UNSTABLE, step, f"{num_skipped_steps} of {step} steps were not finite and skipped", advice)
@@ -103,9 +115,9 @@ def unstable(rows: Sequence[Row], num_steps: int, num_skipped_steps: int, loss: 
 
 
 def loss_over_first(rows: Sequence[Row], loss: str) -> float:
-    """The last value of a loss over its first; 0 where there are not two."""
-    known = [row[loss] for row in (rows[0], *rows[-1:]) if loss in row]
-    return known[1] / known[0] if len(rows) > 1 and len(known) == 2 and known[0] > 0 else 0.0
+    """The lower one of a loss's last two values over its first, as a single batch may be odd; 0 where there are not three."""
+    known = [row[loss] for row in (rows[0], *rows[-2:]) if loss in row]
+    return min(known[1:]) / known[0] if len(rows) > 2 and len(known) == 3 and known[0] > 0 else 0.0
 
 
 def gradient_over_median(rows: Sequence[Row]) -> tuple[float, str]:

@@ -23,12 +23,14 @@ from storage.decoders import load_decoder
 from storage.frozen import load_frozen
 from storage.latents import LatentDataset
 from storage.shards import ShardDataset, read_manifest
+from training.alarms import idle_stage2, strengthen, unstable, weak_decoder
 from training.footprint import require_memory
 from training.linear_map import GAIN_OVER_LINEAR, GAIN_OVER_MEAN, LinearMap, MeanImage
 from training.randomness import derive_seed
 
 MAX_VALIDATION_IMAGES = 500
 VALIDATION_BATCH_SIZE = 100
+LESS_ADVERSARIAL = "lower the arm's num_adversarial_steps"
 GAIN_OVER_STAGE1 = Metric("gain_over_stage1_db", "PSNR above stage 1's decoder", 1, "dB", note="Of the same latents, mean over images.")
 GAIN_ERROR = Metric("gain_over_stage1_standard_error_db", "PSNR above stage 1's decoder, standard error", unit="dB")
 
@@ -94,6 +96,12 @@ class Stage1Objective:
         self.modules: dict[str, nn.Module] = {"autoencoder": _place(nn.ModuleDict(parts), device)}
         self.learning_rate_factors = {"discriminator": params.reconstruction_loss.discriminator_learning_rate_factor}
         self.loss_terms = _build_loss(params, arm, params.stage1, image_size, self.modules, device)
+        self.stops_on_alarm = params.stage1.stop_on_alarm
+        weakness = strengthen(arm.channels_multiplier, arm.dropout, arm.latent_noise and arm.latent_noise.strength)
+        self.detectors = (
+            partial(weak_decoder, weakness=weakness, hears_noise=arm.latent_noise is not None),
+            partial(unstable, loss="pixel", advice=f"halve stage1.learning_rate, or {LESS_ADVERSARIAL}"),
+        )
 
     def _require_memory(self, params: SimpleNamespace, image_size: int) -> None:
         arm, num_images = params.arm.stage1, examples_at_once(params.stage1)
@@ -147,6 +155,7 @@ class Stage2Objective:
 
     averaged = ("decoder",)
     selection = None
+    stops_on_alarm = False
 
     def __init__(self, params: SimpleNamespace, inputs: SimpleNamespace, device: torch.device):
         frozen = load_frozen(inputs.freeze).to(device)
@@ -169,6 +178,9 @@ class Stage2Objective:
         }
         self.loss_terms = _build_loss(params, arm, params.stage2, size, self.modules, device)
         self.load_stage1_decoder = partial(load_decoder, inputs.stage1, frozen.sha256)
+        calm = partial(unstable, loss="pixel", advice=f"halve stage2.learning_rate, or {LESS_ADVERSARIAL}")
+        # With noise it learns to be worse on clean latents, and better on others.
+        self.detectors = (calm,) if arm.latent_noise else (idle_stage2, calm)
 
     def _require_memory(self, optimization: Optimization) -> None:
         side = self.examples.latents.grid[0]
