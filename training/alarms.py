@@ -12,14 +12,14 @@ from statistics import median
 
 WEAK_DECODER, IDLE_STAGE2, UNSTABLE = "weak_decoder", "idle_stage2", "unstable"
 
-# Each threshold stands beside the most extreme value of healthy runs and the least extreme of sabotaged ones; docs/alarms.md has the table.
+# Thresholds, each beside the most extreme value that healthy runs had; docs/alarms.md has how many they were, and what sabotage did.
 JUDGED_FROM_SHARE = 0.5  # of the steps: what is slow until then may still come
 JUDGED_FROM_STEP = 100  # no network has learnt by then; the installation check ends before
-MIN_GAIN_OVER_MEAN_DB = 0.5
-MIN_GAIN_OVER_LINEAR_DB = -1.0
-MIN_GAIN_OVER_STAGE1_DB = -1.0
-MAX_GRADIENT_RATIO = 20.0  # of the largest gradient norm to the median of the largest of each interval
-MAX_LOSS_RATIO = 1.5  # to the first row's
+MIN_GAIN_OVER_MEAN_DB = 1.25  # healthy: 1.6 and more
+MIN_GAIN_OVER_LINEAR_DB = -1.0  # healthy: -0.93 and more; only in the shortest runs below 0
+MIN_GAIN_OVER_STAGE1_DB = -1.0  # healthy: 0.4 and more; shuffled latents: -3 and less
+MAX_GRADIENT_RATIO = 20.0  # of the largest gradient norm to the median of the largest of each interval; healthy: 5.8 and less
+MAX_LOSS_RATIO = 1.5  # to the first row's; healthy: 1.14 and less
 NUM_ROWS_BEFORE_RATIO = 8
 NUM_ROWS_LOOKED_AT = 200  # the last ones: a row must not cost more the longer the run is
 NUM_STANDARD_ERRORS = 2.0
