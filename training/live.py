@@ -236,4 +236,4 @@ def _tag(column: str) -> str:
     """TensorBoard groups by what is before the slash."""
     if column.startswith("validation_"):
         return f"validation/{column.removeprefix('validation_')}"
-    return f"{'optimizer' if column.startswith(('gradient_norm', 'learning_rate')) else 'training'}/{column}"
+    return f"{'updates' if column.startswith(('gradient_norm', 'learning_rate')) else 'training'}/{column}"

@@ -63,7 +63,7 @@ def test_every_row_is_there_with_its_rates(tmp_path):
     shown = scalars(tmp_path / "view")
     assert shown["training/error"] == [(row["step"], pytest.approx(row["error"])) for row in rows]
     assert [step for step, _ in shown["validation/error"]] == [2, 4, 6, 8, 10, 12]
-    assert {"optimizer/learning_rate", "optimizer/gradient_norm_network", "optimizer/gradient_norm_network_max"} <= set(shown)
+    assert {"updates/learning_rate", "updates/gradient_norm_network", "updates/gradient_norm_network_max"} <= set(shown)
     assert all(value > 0 for _, value in shown["speed/images_per_second"])
     assert all(0 <= value <= 1 for _, value in shown["speed/waiting_for_data"])
 
