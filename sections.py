@@ -90,8 +90,11 @@ class ReconstructionLoss(Section):
 class Optimization(Section):
     """How one network is trained; the loop in training/loop.py reads nothing else."""
 
-    # Unfinished training resumes after a change of these: they set when it validates and how batches are divided (metrics record that).
-    CHANGING_NO_RESULT: ClassVar[frozenset[str]] = frozenset({"validate_every_steps", "num_ray_workers", "num_microbatches"})
+    # Unfinished training resumes after a change of these: they set when it validates, how batches are
+    # divided (metrics record that), and whether training that is hopeless goes on.
+    CHANGING_NO_RESULT: ClassVar[frozenset[str]] = frozenset(
+        {"validate_every_steps", "num_ray_workers", "num_microbatches", "stop_on_alarm"}
+    )
 
     batch_size: PositiveInt
     learning_rate: PositiveFloat
@@ -116,6 +119,7 @@ class Optimization(Section):
 
 class Stage1(Optimization):
     horizontal_flip: bool
+    stop_on_alarm: bool
 
 
 class NoiseOnLatents(Section):

@@ -62,11 +62,20 @@ class EvaluationRecord(BaseModel):
     prior_gap: dict[str, float]
 
 
+class AlarmRecord(BaseModel):
+    """What a stage found wrong while it trained."""
+
+    step: int
+    found: str
+    advice: str
+
+
 class TrainingRecord(BaseModel):
     """Metrics of a stage that trains."""
 
     num_images_seen: int
     num_skipped_steps: int = 0
+    alarms: dict[str, AlarmRecord] = {}
 
 
 class AutoencoderRecord(TrainingRecord):

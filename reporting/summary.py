@@ -54,14 +54,15 @@ def collect(arms: list[str], seeds: list[int], metrics: Path, artifacts: list[Pa
     """
     reference = _read(metrics / "reference.json", "reference", ReferenceRecord)
     floor = _flatten(reference["floor"], metrics / "reference.json")
-    summaries = {}
+    summaries, alarms = {}, []
     for arm in arms:
         runs = {}
         for seed in seeds:
             path = metrics / "evaluate" / f"{arm}-{seed}.json"
             evaluation = _read(path, f"evaluate@{arm}-{seed}", EvaluationRecord)
             _require_same_protocol(evaluation["protocol"], path, reference["protocol"], metrics / "reference.json")
-            runs[str(seed)] = _run_values(evaluation, metrics, path, arm, seed)
+            runs[str(seed)], raised = _run_values(evaluation, metrics, path, arm, seed)
+            alarms += raised
         summaries[arm] = {"runs": runs, **_spread(list(runs.values()))}
     _require_same_measures(summaries, metrics / "evaluate")
     summary = {
@@ -74,6 +75,7 @@ def collect(arms: list[str], seeds: list[int], metrics: Path, artifacts: list[Pa
         "legend": _legend(artifacts, [f"{arm}-{seed}" for arm in arms for seed in seeds]),
         "floor": floor,
         "arms": summaries,
+        "alarms": alarms,
         "data": _data(shards),
         "code_versions": sorted({row["code_version"] for row in durations}),
     }
@@ -148,13 +150,18 @@ def _flatten(tree: dict, path: Path, prefix: str = "") -> dict[str, float | int 
     return values
 
 
-def _run_values(evaluation: dict, metrics: Path, path: Path, arm: str, seed: int) -> dict[str, float | int | None]:
+def _run_values(evaluation: dict, metrics: Path, path: Path, arm: str, seed: int) -> tuple[dict[str, float | int | None], list[dict]]:
+    """Numbers by dotted key; and each alarm, with where it was raised."""
+    alarms: list[dict] = []
     values = _flatten({name: tree for name, tree in evaluation.items() if name != "protocol"}, path)
     for stage in TRAINING_STAGES:
         training = metrics / stage / f"{arm}-{seed}.json"
         kind = TrainingRecord if stage == "prior" else AutoencoderRecord
-        values |= _flatten(_read(training, f"{stage}@{arm}-{seed}", kind), training, f"training.{stage}.")
-    return values
+        record = dict(_read(training, f"{stage}@{arm}-{seed}", kind))
+        raised = record.pop("alarms", {})
+        alarms += [{"arm": arm, "seed": seed, "stage": stage, "signature": signature, **raised[signature]} for signature in sorted(raised)]
+        values |= _flatten(record, training, f"training.{stage}.")
+    return values, alarms
 
 
 def _spread(runs: list[dict]) -> dict[str, dict]:

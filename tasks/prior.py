@@ -28,6 +28,7 @@ def run(params, inputs, outputs) -> dict:
         "num_images_seen": settings.num_steps * settings.batch_size,
         "batch_division": progress.batch_division,
         "num_skipped_steps": progress.num_skipped_steps,
+        "alarms": progress.alarms,
         "num_parameters": {"prior": sum(p.numel() for p in prior.parameters())},
         "best_step": progress.best_step,
         objective.selection: progress.best_value,

@@ -8,6 +8,7 @@ from storage.frozen import encoder_config, save_encoder
 from storage.legends import write_legend
 from training.autoencoder import Stage1Objective
 from training.launch import train
+from training.linear_map import GAIN_OVER_LINEAR, GAIN_OVER_MEAN
 from training.live import LiveView
 from training.loop import curves_csv
 from training.operations import count_operations
@@ -22,7 +23,7 @@ def run(params, inputs, outputs) -> dict:
     config = encoder_config(objective.config, objective.bottleneck_config)
     sha256 = save_encoder(outputs.artifact, config, autoencoder["encoder"], autoencoder["bottleneck"])
     save_decoder(outputs.artifact, objective.config, autoencoder["decoder"], sha256)
-    write_legend(outputs.artifact, [PSNR, *autoencoder["bottleneck"].metrics])
+    write_legend(outputs.artifact, [PSNR, GAIN_OVER_MEAN, GAIN_OVER_LINEAR, *autoencoder["bottleneck"].metrics])
     write_atomic(outputs.curves, curves_csv(progress.rows))
     last = progress.rows[-1]
     return {
@@ -32,6 +33,7 @@ def run(params, inputs, outputs) -> dict:
         "num_operations": count_operations(objective, batch_size, objective.loss_terms.phases(num_steps)),
         "batch_division": progress.batch_division,
         "num_skipped_steps": progress.num_skipped_steps,
+        "alarms": progress.alarms,
         "num_parameters": {name: sum(p.numel() for p in part.parameters()) for name, part in autoencoder.items()},
         **{name: value for name, value in last.items() if name.startswith("validation_")},
     }

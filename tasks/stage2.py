@@ -6,7 +6,7 @@ from storage.decoders import load_decoder, save_decoder
 from storage.files import write_atomic
 from storage.frozen import load_frozen
 from storage.legends import write_legend
-from training.autoencoder import Stage2Objective
+from training.autoencoder import GAIN_ERROR, GAIN_OVER_STAGE1, Stage2Objective
 from training.launch import train
 from training.live import LiveView
 from training.loop import curves_csv
@@ -16,12 +16,12 @@ from training.operations import count_operations
 def run(params, inputs, outputs) -> dict:
     num_steps, batch_size = params.arm.stage2.num_steps, params.stage2.batch_size
     frozen = load_frozen(inputs.freeze)
-    write_legend(outputs.artifact, [PSNR])
+    write_legend(outputs.artifact, [PSNR, GAIN_OVER_STAGE1, GAIN_ERROR])
     if num_steps == 0:
         decoder = load_decoder(inputs.stage1, frozen.sha256)
         save_decoder(outputs.artifact, decoder.config, decoder, frozen.sha256)
         write_atomic(outputs.curves, b"step,num_images\n")
-        return _metrics(params, decoder) | {"num_operations": 0, "num_skipped_steps": 0}
+        return _metrics(params, decoder) | {"num_operations": 0, "num_skipped_steps": 0, "alarms": {}}
     name, view = f"stage2 {params.run_name}", LiveView(**outputs.live)
     trainer = train(Stage2Objective, params, inputs, params.stage2, num_steps, outputs.scratch, name, view)
     objective, progress = trainer.objective, trainer.progress
@@ -32,6 +32,7 @@ def run(params, inputs, outputs) -> dict:
         "num_operations": count_operations(objective, batch_size, objective.loss_terms.phases(num_steps)),
         "batch_division": progress.batch_division,
         "num_skipped_steps": progress.num_skipped_steps,
+        "alarms": progress.alarms,
         **{name: value for name, value in progress.rows[-1].items() if name.startswith("validation_")},
     }
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from functools import partial
+from functools import cached_property, partial
 from types import SimpleNamespace
 
 import torch
@@ -16,16 +17,22 @@ from models.autoencoder import AutoencoderConfig, Decoder, Encoder, from_uint8
 from models.bottleneck import build_bottleneck, usage_metrics
 from models.discriminator import PatchDiscriminator
 from models.latent_noise import disturb
+from models.metric import Metric
 from sections import ArmStage1, ArmStage2, Autoencoder, LatentNoise, Optimization
 from storage.decoders import load_decoder
 from storage.frozen import load_frozen
 from storage.latents import LatentDataset
 from storage.shards import ShardDataset, read_manifest
+from training.alarms import idle_stage2, strengthen, unstable, weak_decoder
 from training.footprint import require_memory
+from training.linear_map import GAIN_OVER_LINEAR, GAIN_OVER_MEAN, LinearMap, MeanImage
 from training.randomness import derive_seed
 
 MAX_VALIDATION_IMAGES = 500
 VALIDATION_BATCH_SIZE = 100
+LESS_ADVERSARIAL = "lower the arm's num_adversarial_steps"
+GAIN_OVER_STAGE1 = Metric("gain_over_stage1_db", "PSNR above stage 1's decoder", 1, "dB", note="Of the same latents, mean over images.")
+GAIN_ERROR = Metric("gain_over_stage1_standard_error_db", "PSNR above stage 1's decoder, standard error", unit="dB")
 
 
 class ImageExamples:
@@ -89,6 +96,12 @@ class Stage1Objective:
         self.modules: dict[str, nn.Module] = {"autoencoder": _place(nn.ModuleDict(parts), device)}
         self.learning_rate_factors = {"discriminator": params.reconstruction_loss.discriminator_learning_rate_factor}
         self.loss_terms = _build_loss(params, arm, params.stage1, image_size, self.modules, device)
+        self.stops_on_alarm = params.stage1.stop_on_alarm
+        weakness = strengthen(arm.channels_multiplier, arm.dropout, arm.latent_noise and arm.latent_noise.strength)
+        self.detectors = (
+            partial(weak_decoder, weakness=weakness, hears_noise=arm.latent_noise is not None),
+            partial(unstable, loss="pixel", advice=f"halve stage1.learning_rate, or {LESS_ADVERSARIAL}"),
+        )
 
     def _require_memory(self, params: SimpleNamespace, image_size: int) -> None:
         arm, num_images = params.arm.stage1, examples_at_once(params.stage1)
@@ -120,14 +133,17 @@ class Stage1Objective:
     def validate(self, averages: dict[str, nn.Module]) -> dict[str, float]:
         autoencoder = averages["autoencoder"]
         bottleneck = autoencoder["bottleneck"]
-        squared_errors, tokens = [], []
+        squared_errors, tokens, linear, means = [], [], LinearMap(), MeanImage()
         for indices in _validation_batches(len(self.validation)):
             images = _to_images(self.validation.images(indices), self.device)
             latents = bottleneck.encode(autoencoder["encoder"](images))
-            squared_errors.append(_squared_error(autoencoder["decoder"](bottleneck.decode(latents)), images))
+            z = bottleneck.decode(latents)
+            squared_errors.append(_squared_error(autoencoder["decoder"](z), images))
+            linear.add(z, images)
+            means.add(images)
             if bottleneck.is_discrete:
                 tokens.append(latents["tokens"].flatten())
-        metrics = {"validation_psnr_db": _psnr_db(squared_errors)}
+        metrics = {"validation_psnr_db": _psnr_db(squared_errors).mean().item(), **_gains(means, linear, squared_errors)}
         if bottleneck.is_discrete:
             usage = usage_metrics(torch.bincount(torch.cat(tokens), minlength=bottleneck.num_codes))
             metrics |= {f"validation_{name}": value.item() for name, value in usage.items()}
@@ -139,6 +155,7 @@ class Stage2Objective:
 
     averaged = ("decoder",)
     selection = None
+    stops_on_alarm = False
 
     def __init__(self, params: SimpleNamespace, inputs: SimpleNamespace, device: torch.device):
         frozen = load_frozen(inputs.freeze).to(device)
@@ -160,6 +177,10 @@ class Stage2Objective:
             "discriminator": params.reconstruction_loss.discriminator_learning_rate_factor,
         }
         self.loss_terms = _build_loss(params, arm, params.stage2, size, self.modules, device)
+        self.load_stage1_decoder = partial(load_decoder, inputs.stage1, frozen.sha256)
+        calm = partial(unstable, loss="pixel", advice=f"halve stage2.learning_rate, or {LESS_ADVERSARIAL}")
+        # With noise it learns to be worse on clean latents, and better on others.
+        self.detectors = (calm,) if arm.latent_noise else (idle_stage2, calm)
 
     def _require_memory(self, optimization: Optimization) -> None:
         side = self.examples.latents.grid[0]
@@ -186,12 +207,25 @@ class Stage2Objective:
         return mean + torch.exp(0.5 * logvar) * torch.randn_like(mean)  # (B, D, h, w)
 
     def validate(self, averages: dict[str, nn.Module]) -> dict[str, float]:
+        psnr = self._psnr_of(averages["decoder"])
+        gain = psnr - self._stage1_psnr  # (N,), paired by image
+        metrics = {GAIN_OVER_STAGE1.name: gain.mean().item()}
+        if len(gain) > 1:
+            metrics[GAIN_ERROR.name] = (gain.std() / math.sqrt(len(gain))).item()
+        return {"validation_psnr_db": psnr.mean().item(), **{f"validation_{name}": value for name, value in metrics.items()}}
+
+    @cached_property
+    def _stage1_psnr(self) -> Tensor:
+        return self._psnr_of(_place(self.load_stage1_decoder(), self.device).eval())
+
+    def _psnr_of(self, decoder: nn.Module) -> Tensor:
+        """Of each validation image, (N,)."""
         squared_errors = []
         for indices in _validation_batches(len(self.validation)):
             batch = {name: tensor.to(self.device) for name, tensor in self.validation.batch(indices).items()}
             images = _to_images(batch.pop("images"), self.device)
-            squared_errors.append(_squared_error(averages["decoder"](self.bottleneck.decode(batch)), images))
-        return {"validation_psnr_db": _psnr_db(squared_errors)}
+            squared_errors.append(_squared_error(decoder(self.bottleneck.decode(batch)), images))
+        return _psnr_db(squared_errors)
 
 
 def autoencoder_config(
@@ -282,7 +316,15 @@ def _squared_error(reconstruction: Tensor, images: Tensor) -> Tensor:
     return (reconstruction.clamp(-1, 1).float() - images).square().mean(dim=(1, 2, 3))  # (B,)
 
 
-def _psnr_db(squared_errors: list[Tensor]) -> float:
-    """Mean over images of the peak signal-to-noise ratio; the peak-to-peak range of [-1, 1] is 2."""
-    errors = torch.cat(squared_errors).double().clamp(min=1e-10)
-    return (10 * torch.log10(4 / errors)).mean().item()
+def _gains(means: MeanImage, linear: LinearMap, squared_errors: list[Tensor]) -> dict[str, float]:
+    """Of a decoder over the two, on the images that they are measured on; none where there is only one image."""
+    ours = torch.cat([errors[1::2] for errors in squared_errors]).double().mean().item()
+    errors = {GAIN_OVER_MEAN.name: means.squared_error(), GAIN_OVER_LINEAR.name: linear.squared_error()}
+    return {
+        f"validation_{name}": 10 * math.log10(max(error, 1e-10) / max(ours, 1e-10)) for name, error in errors.items() if error is not None
+    }
+
+
+def _psnr_db(squared_errors: list[Tensor]) -> Tensor:
+    """Peak signal-to-noise ratio of each image, (N,); the peak-to-peak range of [-1, 1] is 2."""
+    return 10 * torch.log10(4 / torch.cat(squared_errors).double().clamp(min=1e-10))

@@ -47,6 +47,9 @@ class Unwatched:
     def pictures(self, averages: dict) -> None:
         """The moving averages have been validated, and may be looked at."""
 
+    def alarm(self, line: str) -> None:
+        """An alarm has been raised, and stands in the trainer's progress."""
+
     def end(self) -> None:
         """Training is over, or fails."""
 
@@ -54,7 +57,7 @@ class Unwatched:
 class LiveView(Unwatched):
     """One run of a stage in a folder: event files, ``pictures.png`` with the newest pictures, and ``live.json``.
 
-    live.json: ``{"format", "key", "step", "num_steps", "caption": of the pictures or null}``.
+    live.json: ``{"format", "key", "step", "num_steps", "caption": of the pictures or null, "alarms": as in metrics}``.
 
     Args:
         folder: of this run alone. What other parameters or code have left in it is deleted.
@@ -92,6 +95,10 @@ class LiveView(Unwatched):
             self._unless_it_fails(lambda: self._add_pictures({name: average.module for name, average in averages.items()}))
             self.picturing += time.perf_counter() - self.began - elapsed
 
+    def alarm(self, line: str) -> None:
+        if self.writer:
+            self._unless_it_fails(lambda: self._add_alarm(line, self.trainer.progress.step))
+
     def end(self) -> None:
         if self.writer:
             self._unless_it_fails(self.writer.close)
@@ -111,6 +118,8 @@ class LiveView(Unwatched):
         else:
             for row in progress.rows:  # of a run whose view is gone
                 self._add_row(row, {})
+            for signature, alarm in progress.alarms.items():
+                self._add_alarm(f"{signature}, step {alarm['step']}: {alarm['found']}; {alarm['advice']}", alarm["step"])
         self._write_record()
 
     def _unless_it_fails(self, action: Callable[[], None]) -> None:
@@ -128,6 +137,11 @@ class LiveView(Unwatched):
         for name, value in rates.items():
             self.writer.add_scalar(f"speed/{name}", value, row["step"])
         self.writer.flush()
+
+    def _add_alarm(self, line: str, step: int) -> None:
+        self.writer.add_text("alarms", line, step)
+        self.writer.flush()
+        self._write_record()
 
     def _add_pictures(self, modules: dict) -> None:
         from training.pictures import draw  # knows the models, of which a stage that has not begun need not depend
@@ -161,8 +175,9 @@ class LiveView(Unwatched):
         return record if isinstance(record, dict) and record.get("format") == FORMAT else {}
 
     def _write_record(self) -> None:
-        step, num_steps = self.trainer.progress.step, self.trainer.num_steps
-        record = {"format": FORMAT, "key": self.key, "step": step, "num_steps": num_steps, "caption": self.caption}
+        progress = self.trainer.progress
+        shown = {"step": progress.step, "num_steps": self.trainer.num_steps, "caption": self.caption, "alarms": progress.alarms}
+        record = {"format": FORMAT, "key": self.key, **shown}
         self._replace(RECORD, json.dumps(record, indent=2).encode())
 
     def _replace(self, name: str, data: bytes) -> None:

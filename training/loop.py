@@ -17,9 +17,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from errors import PipelineError
 from sections import Optimization, Runtime
+from training.alarms import Detector
 from training.checkpoint import load_checkpoint, save_checkpoint
 from training.compute import autocast
-from training.live import Unwatched
+from training.live import Unwatched, say
 from training.randomness import batch_indices, derive_seed
 from training.schedule import MovingAverage, build_optimizer, learning_rate
 
@@ -44,6 +45,8 @@ class Objective(Protocol):
         learning_rate_factors: name of a module -> multiple of the learning rate that it trains at; 1 where absent.
         examples: the training set.
         selection: the validation metric (lower is better) that chooses the step whose weights are kept; None: the last step.
+        detectors: what raises alarms, once for each signature.
+        stops_on_alarm: whether one ends training that is hopeless.
     """
 
     modules: dict[str, nn.Module]
@@ -51,6 +54,8 @@ class Objective(Protocol):
     learning_rate_factors: dict[str, float]
     examples: Examples
     selection: str | None
+    detectors: tuple[Detector, ...]
+    stops_on_alarm: bool
 
     def loss(self, batch: dict[str, Tensor], step: int) -> tuple[Tensor, dict[str, Tensor]]:
         """The scalar to minimise, and scalars to log. Draws random numbers from torch's global generator only."""
@@ -70,6 +75,7 @@ class Progress:
     best_value: float = math.inf
     rows: list[dict[str, float]] = field(default_factory=list)
     divisions: list[list[int]] = field(default_factory=list)  # [first step, workers, parts of each worker], whenever they changed
+    alarms: dict[str, dict] = field(default_factory=dict)  # signature -> {"step", "found", "advice"}
     largest_norms: dict[str, float] = field(default_factory=dict)  # finite gradient norms since the last row: rows alone would miss peaks
 
     @property
@@ -128,7 +134,7 @@ class Trainer:
         """Train to the end; afterwards ``load_selected`` gives the result.
 
         Raises:
-            PipelineError: when several steps in a row are not finite, naming the step and the terms.
+            PipelineError: when several steps in a row are not finite, naming the step and the terms; when the objective stops on an alarm.
         """
         self.on_step(self.progress.step)
         self._note_division()
@@ -149,6 +155,7 @@ class Trainer:
             if validates or step % self.runtime.log_every_steps == 0:
                 self.progress.rows.append({**self._row(metrics), **(self._validate() if validates else {})})
                 self.view.row(self.progress.rows[-1])
+                self._raise_alarms()
             if validates:
                 self.view.pictures(self.averages)
             if step % self.runtime.checkpoint_every_steps == 0 or step == self.num_steps:
@@ -252,6 +259,21 @@ class Trainer:
             self.progress.best_value, self.progress.best_step = metrics[selection], self.progress.step
             self.best = {name: _copy(module.state_dict()) for name, module in modules.items()}
         return metrics
+
+    def _raise_alarms(self) -> None:
+        progress = self.progress
+        for detect in self.objective.detectors:
+            alarm = detect(progress.rows, self.num_steps, progress.num_skipped_steps)
+            if alarm is None:
+                continue
+            line = f"{alarm.signature}, step {alarm.step}: {alarm.found}; {alarm.advice}"
+            if alarm.signature not in progress.alarms:
+                progress.alarms[alarm.signature] = alarm.record()
+                if self.rank == 0:
+                    say(f"alarm: {line}")
+                    self.view.alarm(line)
+            if alarm.is_hopeless and self.objective.stops_on_alarm:
+                raise PipelineError(f"{line}; or set stage1.stop_on_alarm: false to go on")
 
     def _batches(self) -> Iterator[dict[str, Tensor]]:
         dataset = _StepDataset(self.objective.examples, self.optimization.batch_size, self.seed, self.rank, self.world_size)

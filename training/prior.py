@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from types import SimpleNamespace
 
 import torch
@@ -11,6 +12,7 @@ from errors import PipelineError
 from kinds import BOTTLENECKS, CONTINUOUS, TOKENS, Prior
 from models.priors import KINDS, build_prior
 from storage.latents import FLIPPED, LatentDataset
+from training.alarms import unstable
 from training.footprint import require_memory
 from training.randomness import derive_seed
 
@@ -37,6 +39,7 @@ class PriorObjective:
     """The prior's own loss; the exported step is the one with the lowest on the validation images."""
 
     averaged = ("prior",)
+    stops_on_alarm = False
 
     def __init__(self, params: SimpleNamespace, inputs: SimpleNamespace, device: torch.device):
         self.device = device
@@ -55,6 +58,7 @@ class PriorObjective:
         self.metric = prior.loss_metric
         self.selection = f"validation_{self.metric.name}"
         self.learning_rate_factors: dict[str, float] = {}
+        self.detectors = (partial(unstable, loss=self.metric.name, advice="halve prior.training.learning_rate"),)
         self.modules: dict[str, nn.Module] = {"prior": prior.to(device)}
 
     def loss(self, batch: dict[str, Tensor], step: int) -> tuple[Tensor, dict[str, Tensor]]:

@@ -25,6 +25,20 @@ def test_means_and_standard_deviations_are_over_the_seeds(tmp_path):
     assert set(summarize(tmp_path)["arms"]["dae"]["std"].values()) == {None}
 
 
+ALARM = {"step": 400, "found": "the loss is 3 times what it was", "advice": "halve stage1.learning_rate"}
+
+
+def test_alarms_are_told_with_where_they_were_raised_and_are_no_measure(tmp_path):
+    write_experiment(tmp_path)
+    assert summarize(tmp_path)["alarms"] == []
+    measured = summarize(tmp_path)["arms"]
+    edit_json(tmp_path / "metrics/stage1/dae-0.json", lambda tree: tree.update(alarms={"unstable": ALARM}))
+    edit_json(tmp_path / "metrics/prior/dae-0.json", lambda tree: tree.update(alarms={}))
+    summary = summarize(tmp_path)
+    assert summary["alarms"] == [{"arm": "dae", "seed": 0, "stage": "stage1", "signature": "unstable", **ALARM}]
+    assert summary["arms"] == measured
+
+
 @pytest.mark.parametrize("value", [0.0, -1.0])
 def test_a_distance_that_is_not_above_zero_is_refused(tmp_path, value):
     write_experiment(tmp_path)

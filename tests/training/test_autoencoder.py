@@ -14,6 +14,7 @@ from storage.shards import ShardDataset
 from tests.training.tiny import tiny_params, write_tiny_latents, write_tiny_shards
 from training.autoencoder import LatentExamples, Stage1Objective, Stage2Objective
 from training.launch import train
+from training.linear_map import GAIN_OVER_LINEAR, GAIN_OVER_MEAN
 
 CPU = torch.device("cpu")
 VQ, KL = ("vq", "transformer", "autoregressive"), ("kl", "dit", "heun")
@@ -154,7 +155,9 @@ def test_stage1_trains_a_gaussian_by_its_divergence_and_reports_no_codes(inputs)
     _, metrics = objective.loss(batch, 0)
     assert metrics["kl_nats_per_image"] > 0 and not any(name.startswith("codebook") for name in metrics)
     assert all(gradients(objective, 9).values())
-    assert set(objective.validate(objective.modules)) == {"validation_psnr_db"}
+    assert set(objective.validate(objective.modules)) == {
+        f"validation_{name}" for name in ("psnr_db", GAIN_OVER_MEAN.name, GAIN_OVER_LINEAR.name)
+    }
 
 
 NOISES = [{"kind": kind, "strength": 0.5} for kind in ("interpolated", "added", "swapped")]

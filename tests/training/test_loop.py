@@ -56,6 +56,7 @@ class Regression:
 
     averaged = ("network",)
     selection = None
+    detectors, stops_on_alarm = (), False
 
     def __init__(self, dropout=0.2, poison=()):
         torch.manual_seed(0)

@@ -7,9 +7,10 @@ import numpy as np
 import torch
 import yaml
 
-from models.autoencoder import Encoder
+from models.autoencoder import Decoder, Encoder
 from models.bottleneck import build_bottleneck
 from params import Params, select_sections
+from storage.decoders import save_decoder
 from storage.frozen import encoder_config, load_encoder, save_encoder, save_probe
 from storage.shards import ShardDataset, write_manifest, write_shard
 from tasks.encode import run as encode
@@ -86,7 +87,7 @@ def write_tiny_shards(folder: Path, num_images: int = 24, labels: bool = True) -
 
 
 def write_tiny_latents(root: Path, params) -> SimpleNamespace:
-    """Shards, a frozen encoder with random weights, and its latents; returns the paths as a stage's inputs."""
+    """Shards, a frozen encoder and decoder with random weights, and its latents; returns the paths as a stage's inputs."""
     shards = write_tiny_shards(root / "shards")
     torch.manual_seed(0)
     bottleneck = build_bottleneck(bottleneck_config(params.bottleneck, params.arm.stage1)).eval()
@@ -94,6 +95,7 @@ def write_tiny_latents(root: Path, params) -> SimpleNamespace:
     encoder = Encoder(config).eval()
     save_encoder(root / "freeze", encoder_config(config, bottleneck_config(params.bottleneck, params.arm.stage1)), encoder, bottleneck)
     frozen = load_encoder(root / "freeze")
+    save_decoder(root / "stage1", config, Decoder(config), frozen.sha256)
     probe = ShardDataset(shards, "validation").images(range(2))
     save_probe(root / "freeze", probe, frozen.encode(probe))
     outputs = SimpleNamespace(artifact=root / "encode", scratch=root / "encode-scratch")
