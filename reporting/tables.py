@@ -11,6 +11,7 @@ from reporting.summary import TRAINING_STAGES, decimals, metric_of
 SECTION_LABELS = {
     "reconstruction_stage1": "Reconstruction after stage 1",
     "reconstruction_stage2": "Reconstruction after stage 2",
+    "stage2_gain": "What stage 2 takes off the distance",
     "samples": "Samples",
     "prior_gap": "What the prior costs: samples to reconstructions",
     "neighbours": "Nearest training images",

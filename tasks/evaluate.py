@@ -22,7 +22,8 @@ from evaluation.comparison import Comparison, ImageSet
 from evaluation.examples import choose_pairs, show_interpolations, show_neighbours, show_reconstructions
 from evaluation.extractors import build_extractor
 from evaluation.factors import load_judge
-from evaluation.fidelity import Reference, distances
+from evaluation.fidelity import Reference, distance_metrics, distances
+from evaluation.gain import FRECHET_GAIN, GAIN_ERROR, gain_error
 from evaluation.grids import GAP, write_grid
 from evaluation.neighbours import NEAR_TRAINING
 from evaluation.pyramid import project
@@ -66,12 +67,14 @@ def run(params, inputs, outputs) -> dict:
         viewing = Viewing(comparison, outputs.artifact, bar)
         viewing.show("real", validation.images, chosen)
         first, reconstructed, psnr = viewing.reconstruct("reconstruction_stage1", decoded[0], chosen)
+        before = reconstructed
         second, psnr_of_stage = first, {"stage1": psnr, "stage2": psnr}
         if decoder_sha256(inputs.stage1) == decoder_sha256(inputs.stage2):  # stage 2 had 0 steps
             second = viewing.repeat("reconstruction_stage1", "reconstruction_stage2", first)
         else:
             second, reconstructed, psnr_of_stage["stage2"] = viewing.reconstruct("reconstruction_stage2", decoded[1], chosen)
         metrics |= {"reconstruction_stage1": first, "reconstruction_stage2": second}
+        metrics["stage2_gain"] = _gain(comparison, (first, second), (before, reconstructed))
         drawn = viewing.look_at(samples.images, chosen_samples)
         metrics["samples"] = comparison.of_samples(drawn)
         metrics["prior_gap"] = distances(drawn.outputs, Reference.of(reconstructed.outputs["features"]), extractor, settings)
@@ -84,9 +87,18 @@ def run(params, inputs, outputs) -> dict:
     metrics["latent"] = codebook_use(latents) if frozen.bottleneck.is_discrete else latent_use(latents)
     metrics["prior"] = {name: value for name, value in prior.items() if name.startswith("validation_")}
     of_prior = read_legend(inputs.prior)
-    legend = [*comparison.metrics, NEAR_TRAINING, *frozen.bottleneck.metrics, *(describe(of_prior, name) for name in of_prior)]
+    of_models = (*frozen.bottleneck.metrics, *(describe(of_prior, name) for name in of_prior))
+    legend = [*comparison.metrics, FRECHET_GAIN, GAIN_ERROR, NEAR_TRAINING, *of_models]
     write_legend(outputs.artifact, legend)
     return metrics
+
+
+def _gain(comparison: Comparison, metrics: tuple[dict, dict], images: tuple[ImageSet, ImageSet]) -> dict[str, float]:
+    """What stage 2 takes off the distance of reconstructions, and its standard error; zeros where it has no decoder of its own."""
+    name = distance_metrics(comparison.extractor.name)[0].name
+    first, second = (one.outputs["features"] for one in images)
+    error = 0.0 if first is second else gain_error(first, second, comparison.reference.features)
+    return {FRECHET_GAIN.name: metrics[0][name] - metrics[1][name], GAIN_ERROR.name: error}
 
 
 def _open_matching(inputs, frozen: Frozen) -> tuple[ShardDataset, LatentDataset, ShardDataset, dict]:

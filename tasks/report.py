@@ -4,6 +4,7 @@ from pathlib import Path
 
 from announcing import announce_report
 from params import Params
+from reporting.alarms import find_alarms
 from reporting.page import render
 from reporting.summary import collect, read_durations
 from reporting.verdict import conclude
@@ -20,7 +21,9 @@ def run(params, inputs, outputs) -> dict:
     artifacts = [inputs.stage1, inputs.stage2, inputs.prior, inputs.evaluate]
     summary = collect(arms, seeds, inputs.metrics, artifacts, durations, inputs.shards)
     parameters = _parameters(params)
-    summary |= conclude(summary, {arm: parameters["arms"][arm] for arm in arms}, params.gates, durations)
+    settings = {arm: parameters["arms"][arm] for arm in arms}
+    summary["alarms"] += find_alarms(summary, settings)
+    summary |= conclude(summary, settings, params.gates, durations)
     page = render(params.report.title, summary, durations, inputs.curves, inputs.evaluate, parameters)
     write_json(outputs.artifact / "summary.json", summary)
     write_atomic(outputs.artifact / "index.html", page.encode())

@@ -176,13 +176,13 @@ def test_skipped_images_are_named_and_the_rest_counted(tmp_path):
 
 
 def test_alarms_are_told_with_what_to_do(page, tmp_path):
-    assert "No stage raised one while it trained" in words(page)
+    assert "None was raised." in words(page)
     write_experiment(tmp_path)
     alarm = {"step": 1400, "found": "the <loss> rises", "advice": "halve stage1.learning_rate"}
     edit_json(tmp_path / "metrics/stage1/dae-0.json", lambda tree: tree.update(alarms={"weak_decoder": alarm}))
     text = words(make_page(tmp_path))
     assert "dae 0 stage1 weak decoder 1,400" in text and "halve stage1.learning_rate" in text
-    assert "No stage raised one" not in text and "<loss>" not in make_page(tmp_path).replace("&lt;loss&gt;", "")
+    assert "None was raised" not in text and "<loss>" not in make_page(tmp_path).replace("&lt;loss&gt;", "")
 
 
 def test_steps_left_out_for_a_bad_loss_are_told(page, tmp_path):

@@ -85,7 +85,7 @@ def tiles(path, number):
 
 
 def test_it_has_the_contracts_sections_and_names(metrics, shared):
-    reconstructions = {"reconstruction_stage1", "reconstruction_stage2"}
+    reconstructions = {"reconstruction_stage1", "reconstruction_stage2", "stage2_gain"}
     assert set(metrics) == {"latent", "frozen_sha256", "neighbours", "prior", "prior_gap", "protocol", "samples", *reconstructions}
     for stage in ("stage1", "stage2"):
         assert {*DISTANCES, "psnr_db", "swd_laplacian"} <= metrics[f"reconstruction_{stage}"].keys()
@@ -174,6 +174,12 @@ def test_psnr_is_the_mean_over_images_on_bytes(metrics, shared):
         images, _ = decoded(shared, stage)
         errors = ((images.numpy().astype(float) - faces(0, 24).numpy().astype(float)) ** 2).mean((1, 2, 3))
         assert metrics[f"reconstruction_{stage}"]["psnr_db"] == pytest.approx((10 * np.log10(255**2 / errors)).mean(), abs=1e-3)
+
+
+def test_what_stage2_takes_off_is_the_difference_of_the_distances(metrics, shared):
+    gain = metrics["stage2_gain"]
+    distances = [metrics[f"reconstruction_{stage}"]["fd_efficientnet_lite0"] for stage in ("stage1", "stage2")]
+    assert gain["frechet_gain"] == distances[0] - distances[1] != 0 < gain["frechet_gain_standard_error"]
 
 
 def test_codebook_use_counts_the_validation_tokens(metrics, shared):
