@@ -18,7 +18,7 @@ from storage.shards import ShardDataset, write_manifest, write_shard
 from training.autoencoder import autoencoder_config, bottleneck_config
 
 PARAMS = Path(__file__).parent.parent / "params.yaml"
-NUM_FACES = 200  # drawn per split; larger ones repeat them under other keys
+NUM_FACES = 200  # drawn per split unless asked otherwise
 NUM_PROBE_IMAGES = 8
 
 
@@ -38,16 +38,20 @@ def open_params(arm: str = "dae", **changes: dict) -> SimpleNamespace:
     return params
 
 
-def write_faces(folder: Path, params: SimpleNamespace, **num_images: int) -> Path:
-    """Write shards of cartoon faces, so many per split, and return the folder."""
+def write_faces(folder: Path, params: SimpleNamespace, num_drawn: int = NUM_FACES, **num_images: int) -> Path:
+    """Write shards of cartoon faces, so many per split, and return the folder.
+
+    Args:
+        num_drawn: different ones per split; a larger split repeats them under other keys.
+    """
     dataset = params.dataset
     splits: dict[str, list[dict]] = {}
     for seed, (split, number) in enumerate(num_images.items()):
-        faces = [np.asarray(draw_avatar(seed, index, dataset.image_size)) for index in range(min(NUM_FACES, number))]
+        faces = [np.asarray(draw_avatar(seed, index, dataset.image_size)) for index in range(min(num_drawn, number))]
         splits[split] = []
         for start in range(0, number, dataset.images_per_shard):
             rows = range(start, min(start + dataset.images_per_shard, number))
-            samples = ((f"{split}-{row:06d}", faces[row % NUM_FACES], None) for row in rows)
+            samples = ((f"{split}-{row:06d}", faces[row % num_drawn], None) for row in rows)
             path = folder / f"{split}-{len(splits[split]):06d}.tar"
             splits[split].append(write_shard(path, samples, dataset.image_format))
     write_manifest(folder, splits, dataset.image_size, dataset.image_format, [], dataset=dataset.model_dump())

@@ -8,18 +8,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from statistics import median
+from math import log2
+from statistics import fmean, median
 
 WEAK_DECODER, IDLE_STAGE2, UNSTABLE = "weak_decoder", "idle_stage2", "unstable"
 
 # Thresholds, each beside the most extreme value that healthy runs had; docs/alarms.md has how many they were, and what sabotage did.
 JUDGED_FROM_SHARE = 0.5  # of the steps: what is slow until then may still come
 JUDGED_FROM_STEP = 100  # no network has learnt by then; the installation check ends before
-MIN_GAIN_OVER_MEAN_DB = 1.25  # healthy: 1.6 and more
-MIN_GAIN_OVER_LINEAR_DB = -1.0  # healthy: -0.93 and more; only in the shortest runs below 0
+MIN_GAIN_OVER_MEAN_DB = 2.0  # healthy: 2.4 and more
+MIN_GAIN_OVER_MEAN_HEARING_NOISE_DB = 1.25  # healthy: 1.6 and more
+MIN_GAIN_OVER_LINEAR_DB = (0.0, 0.75)  # at half of the steps and at the end; healthy: 0.5 and 1.6 and more
+PASSES_LINEAR_AT_STEP = {True: 300, False: 500}  # of tokens, of continuous latents: in shorter runs healthy ones may still be below ...
+MAX_LOSS_TO_LINEAR_DB = 1.25  # ... by so much; healthy: 1.0 and less
 MIN_GAIN_OVER_STAGE1_DB = -1.0  # healthy: 0.4 and more; shuffled latents: -3 and less
 MAX_GRADIENT_RATIO = 50.0  # of the largest gradient norm to the median of the largest of each interval; healthy: 12 and less
 MAX_LOSS_RATIO = 1.5  # to the first row's; healthy: 1.14 and less
+MIN_DISCRIMINATOR_LOSS = 0.45  # its hinge loss is 1 where it can tell nothing; healthy: 0.8 and more
+NUM_DISCRIMINATOR_ROWS = 4
 NUM_ROWS_BEFORE_RATIO = 8
 NUM_ROWS_LOOKED_AT = 200  # the last ones: a row must not cost more the longer the run is
 NUM_STANDARD_ERRORS = 2.0
@@ -51,26 +57,39 @@ class Alarm:
 Detector = Callable[[Sequence[Row], int, int], Alarm | None]  # of all rows so far, the number of steps, and of those skipped so far
 
 
-def weak_decoder(rows: Sequence[Row], num_steps: int, num_skipped_steps: int, weakness: str, hears_noise: bool) -> Alarm | None:
+def weak_decoder(
+    rows: Sequence[Row], num_steps: int, num_skipped_steps: int, weakness: str, is_discrete: bool, hears_noise: bool
+) -> Alarm | None:
     """The auxiliary decoder adds nothing to the latents, so that they learn nothing from it.
 
     Args:
         weakness: what would weaken it less, from ``strengthen``; empty for the full decoder, which is rather not able to learn at all.
+        is_discrete: whether the latents are tokens.
         hears_noise: it is trained on latents with noise, and so is worse on those without, which it is measured on.
     """
     row = _last_judged(rows, num_steps, "validation_gain_over_mean_image_db")
     if row is None:
         return None
     over_mean, over_linear = row["validation_gain_over_mean_image_db"], row.get("validation_gain_over_linear_db")
-    if over_mean < MIN_GAIN_OVER_MEAN_DB:
-        found = f"reconstructions are {over_mean:.2f} dB better than the mean image, less than {MIN_GAIN_OVER_MEAN_DB:g}"
-    elif over_linear is not None and over_linear < MIN_GAIN_OVER_LINEAR_DB and not hears_noise:
-        found = f"a linear map of the latents is {-over_linear:.2f} dB better than the decoder, more than {-MIN_GAIN_OVER_LINEAR_DB:g}"
+    least_over_mean = MIN_GAIN_OVER_MEAN_HEARING_NOISE_DB if hears_noise else MIN_GAIN_OVER_MEAN_DB
+    least_over_linear = gain_over_linear_asked(row["step"], num_steps, is_discrete)
+    if over_mean < least_over_mean:
+        found = f"over the mean image the decoder gains {over_mean:.2f} dB, less than {least_over_mean:g}"
+    elif over_linear is not None and over_linear < least_over_linear and not hears_noise:
+        found = f"over a linear map of the latents the decoder gains {over_linear:.2f} dB, less than {least_over_linear:.2f}"
     else:
         return None
     if not weakness:
         return Alarm(UNSTABLE, int(row["step"]), f"{found}, though nothing weakens it", "halve stage1.learning_rate", is_hopeless=True)
     return Alarm(WEAK_DECODER, int(row["step"]), found, f"{weakness}; or halve stage1.learning_rate", is_hopeless=True)
+
+
+def gain_over_linear_asked(step: float, num_steps: int, is_discrete: bool) -> float:
+    """In dB: a network needs steps to come to what least squares find at once, and is to be better by the end."""
+    at_half, at_end = MIN_GAIN_OVER_LINEAR_DB
+    asked_of_share = at_half + (at_end - at_half) * max(0.0, 2 * step / num_steps - 1)
+    asked_of_step = max(-MAX_LOSS_TO_LINEAR_DB, log2(max(step, 1) / PASSES_LINEAR_AT_STEP[is_discrete]))
+    return min(asked_of_share, asked_of_step)
 
 
 def strengthen(channels_multiplier: float, dropout: float, latent_noise: float | None) -> str:
@@ -112,6 +131,19 @@ def unstable(rows: Sequence[Row], num_steps: int, num_skipped_steps: int, loss: 
         found = f"the gradient norm of the {module} went up to {gradient_ratio:.0f} times its median, more than {MAX_GRADIENT_RATIO:g}"
         return Alarm(UNSTABLE, step, found, advice)
     return None
+
+
+def unbalanced(rows: Sequence[Row], num_steps: int, num_skipped_steps: int) -> Alarm | None:
+    """A discriminator that tells every reconstruction from its original: it is no guide, or what it sees is hardly an image."""
+    losses = [row["discriminator"] for row in rows[-NUM_ROWS_LOOKED_AT:] if "discriminator" in row]
+    if len(losses) < NUM_DISCRIMINATOR_ROWS:
+        return None
+    lately = fmean(losses[len(losses) // 2 :])
+    if lately >= MIN_DISCRIMINATOR_LOSS:
+        return None
+    found = f"the discriminator's loss is {lately:.2f} over the later half of its rows, less than {MIN_DISCRIMINATOR_LOSS:g}"
+    advice = "halve the stage's learning_rate, or lower reconstruction_loss.discriminator_learning_rate_factor"
+    return Alarm(UNSTABLE, int(rows[-1].get("step", 0)), found, advice)
 
 
 def loss_over_first(rows: Sequence[Row], loss: str) -> float:

@@ -23,7 +23,7 @@ from storage.decoders import load_decoder
 from storage.frozen import load_frozen
 from storage.latents import LatentDataset
 from storage.shards import ShardDataset, read_manifest
-from training.alarms import idle_stage2, strengthen, unstable, weak_decoder
+from training.alarms import idle_stage2, strengthen, unbalanced, unstable, weak_decoder
 from training.footprint import require_memory
 from training.linear_map import GAIN_OVER_LINEAR, GAIN_OVER_MEAN, LinearMap, MeanImage
 from training.randomness import derive_seed
@@ -99,8 +99,9 @@ class Stage1Objective:
         self.stops_on_alarm = params.stage1.stop_on_alarm
         weakness = strengthen(arm.channels_multiplier, arm.dropout, arm.latent_noise and arm.latent_noise.strength)
         self.detectors = (
-            partial(weak_decoder, weakness=weakness, hears_noise=arm.latent_noise is not None),
+            partial(weak_decoder, weakness=weakness, is_discrete=bottleneck.is_discrete, hears_noise=arm.latent_noise is not None),
             partial(unstable, loss="pixel", advice=f"halve stage1.learning_rate, or {LESS_ADVERSARIAL}"),
+            *(() if weakness else (unbalanced,)),  # images of a weak decoder are told apart because it is weak
         )
 
     def _require_memory(self, params: SimpleNamespace, image_size: int) -> None:
@@ -180,7 +181,7 @@ class Stage2Objective:
         self.load_stage1_decoder = partial(load_decoder, inputs.stage1, frozen.sha256)
         calm = partial(unstable, loss="pixel", advice=f"halve stage2.learning_rate, or {LESS_ADVERSARIAL}")
         # With noise it learns to be worse on clean latents, and better on others.
-        self.detectors = (calm,) if arm.latent_noise else (idle_stage2, calm)
+        self.detectors = (calm, unbalanced) if arm.latent_noise else (idle_stage2, calm, unbalanced)
 
     def _require_memory(self, optimization: Optimization) -> None:
         side = self.examples.latents.grid[0]

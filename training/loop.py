@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import NoReturn, Protocol
 
 import torch
 import torch.distributed as dist
@@ -151,6 +151,8 @@ class Trainer:
             self.view.stepped()
             self.progress.step += 1
             step = self.progress.step
+            if self.progress.num_consecutive_skips == MAX_CONSECUTIVE_SKIPS:
+                self._give_up(metrics)
             validates = step % self.optimization.validate_every_steps == 0 or step == self.num_steps
             if validates or step % self.runtime.log_every_steps == 0:
                 self.progress.rows.append({**self._row(metrics), **(self._validate() if validates else {})})
@@ -193,7 +195,8 @@ class Trainer:
                 average.update(step)
             self.progress.num_consecutive_skips = 0
         else:
-            self._skip(step, metrics)
+            self.progress.num_skipped_steps += 1
+            self.progress.num_consecutive_skips += 1
         named = {f"gradient_norm_{name}": norm for name, norm in norms.items()}
         for name, norm in named.items():
             if math.isfinite(norm):
@@ -225,14 +228,15 @@ class Trainer:
     def _clip(self, module: nn.Module) -> float:
         return nn.utils.clip_grad_norm_(module.parameters(), self.optimization.gradient_clip_norm).item()
 
-    def _skip(self, step: int, metrics: dict[str, Tensor]) -> None:
-        self.progress.num_skipped_steps += 1
-        self.progress.num_consecutive_skips += 1
-        if self.progress.num_consecutive_skips < MAX_CONSECUTIVE_SKIPS:
-            return
-        bad = [name for name, value in metrics.items() if not torch.isfinite(value).all()] or ["the gradient"]
+    def _give_up(self, metrics: dict[str, Tensor]) -> NoReturn:
+        """End with what the last step was, in the view too: nothing else is kept of it."""
+        self.progress.rows.append(self._row(metrics))
+        self.view.row(self.progress.rows[-1])
+        self._raise_alarms()
+        terms = {name: value for name, value in metrics.items() if not name.startswith("gradient_norm_")}
+        bad = [name for name, value in terms.items() if not torch.isfinite(value).all()] or ["the gradient"]
         raise PipelineError(
-            f"step {step}: {MAX_CONSECUTIVE_SKIPS} steps in a row were not finite ({', '.join(bad)}); "
+            f"step {self.progress.step}: {MAX_CONSECUTIVE_SKIPS} steps in a row were not finite ({', '.join(bad)}); "
             "try a lower learning_rate, a lower gradient_clip_norm, a longer warmup_steps, or precision: fp32"
         )
 

@@ -17,9 +17,17 @@ from training.alarms import (
     JUDGED_FROM_STEP,
     MAX_GRADIENT_RATIO,
     MAX_LOSS_RATIO,
+    MAX_LOSS_TO_LINEAR_DB,
+    MIN_DISCRIMINATOR_LOSS,
+    MIN_GAIN_OVER_LINEAR_DB,
+    MIN_GAIN_OVER_MEAN_DB,
+    MIN_GAIN_OVER_MEAN_HEARING_NOISE_DB,
+    NUM_DISCRIMINATOR_ROWS,
     NUM_ROWS_BEFORE_RATIO,
+    gain_over_linear_asked,
     idle_stage2,
     strengthen,
+    unbalanced,
     unstable,
     weak_decoder,
 )
@@ -28,9 +36,9 @@ from training.launch import train
 from training.linear_map import LinearMap, MeanImage
 from training.live import RECORD, LiveView
 
-weakened = partial(weak_decoder, weakness=strengthen(0.5, 0.0, None), hears_noise=False)
+weakened = partial(weak_decoder, weakness=strengthen(0.5, 0.0, None), is_discrete=True, hears_noise=False)
 calm = partial(unstable, loss="pixel", advice="halve stage1.learning_rate")
-DETECTORS = {"weak_decoder": weakened, "idle_stage2": idle_stage2, "unstable": calm}
+DETECTORS = {"weak_decoder": weakened, "idle_stage2": idle_stage2, "unstable": calm, "unbalanced": unbalanced}
 
 
 def healthy(num_rows=32, every=25):
@@ -48,7 +56,7 @@ def healthy(num_rows=32, every=25):
             row["gradient_norm_autoencoder_max"] *= 2.5
         if number % 8 == 0:
             row |= {"validation_psnr_db": 18 + 8 * share, "validation_gain_over_mean_image_db": 1 + 10 * share}
-            row |= {"validation_gain_over_linear_db": -2 + 4 * share}
+            row |= {"validation_gain_over_linear_db": -1 + 4 * share}
             row |= {"validation_gain_over_stage1_db": -6 + 6.5 * share, "validation_gain_over_stage1_standard_error_db": 0.1}
             if share <= 0.5:
                 row["validation_gain_over_stage1_db"] = 0.0
@@ -81,13 +89,41 @@ def test_a_decoder_no_better_than_none_is_found_at_half_of_the_steps(values):
 
 def test_of_a_decoder_that_nothing_weakens_the_training_is_to_blame():
     rows = with_values(healthy(), validation_gain_over_mean_image_db=0.1)
-    alarm = raised(partial(weak_decoder, weakness="", hears_noise=False), rows)
+    alarm = raised(partial(weakened, weakness=""), rows)
     assert (alarm.signature, alarm.advice) == ("unstable", "halve stage1.learning_rate")
 
 
 def test_who_learns_on_noise_is_not_held_to_a_linear_map_without():
     rows = with_values(healthy(), validation_gain_over_linear_db=-5.0)
-    assert raised(partial(weak_decoder, weakness="x", hears_noise=True), rows) is None
+    assert raised(weakened, rows) and raised(partial(weakened, hears_noise=True), rows) is None
+    between = (MIN_GAIN_OVER_MEAN_HEARING_NOISE_DB + MIN_GAIN_OVER_MEAN_DB) / 2
+    rows = with_values(healthy(), validation_gain_over_mean_image_db=between)
+    assert raised(weakened, rows) and raised(partial(weakened, hears_noise=True), rows) is None
+
+
+@pytest.mark.parametrize("is_discrete", [True, False])
+def test_more_is_asked_of_a_decoder_the_longer_it_trains_and_the_nearer_it_is_to_the_end(is_discrete):
+    at_end = [gain_over_linear_asked(step, step, is_discrete) for step in (1, 100, 200, 400, 800, 10**6)]
+    assert at_end == sorted(at_end) and (at_end[0], at_end[-1]) == (-MAX_LOSS_TO_LINEAR_DB, MIN_GAIN_OVER_LINEAR_DB[1])
+    within = [gain_over_linear_asked(step, 10**6, is_discrete) for step in range(500_000, 10**6 + 1, 100_000)]
+    assert within == sorted(within) and (within[0], within[-1]) == MIN_GAIN_OVER_LINEAR_DB
+    detect = partial(weakened, is_discrete=is_discrete)
+    for step, fires in ((100, False), (1000, True)):  # the same gain, after ten times the steps
+        rows = [{"step": step, "validation_gain_over_mean_image_db": 9.0, "validation_gain_over_linear_db": 0.0}]
+        assert bool(raised(detect, rows, num_steps=step)) is fires
+
+
+def test_a_discriminator_that_wins_is_found_once_there_are_rows_enough():
+    rows = with_values(healthy(), discriminator=MIN_DISCRIMINATOR_LOSS - 0.1)
+    alarm, judged = raised(unbalanced, rows), [row["step"] for row in rows if "discriminator" in row]
+    assert (alarm.signature, alarm.step, alarm.is_hopeless) == ("unstable", judged[NUM_DISCRIMINATOR_ROWS - 1], False)
+    assert "discriminator_learning_rate_factor" in alarm.advice
+
+
+def test_one_row_in_which_the_discriminator_wins_is_none():
+    rows = healthy()
+    rows[-1]["discriminator"] = 0.0
+    assert raised(unbalanced, rows) is None
 
 
 def test_few_steps_are_not_judged():
@@ -186,6 +222,13 @@ class Sabotaged(Regression):
         super().__init__(poison={5, 6})
 
 
+class Broken(Sabotaged):
+    """From step 4 on none is finite."""
+
+    def __init__(self):
+        Regression.__init__(self, poison=range(3, 12))
+
+
 @pytest.mark.parametrize("dies_at", [4, 8, 11])
 def test_an_alarm_is_raised_once_and_kept_through_a_kill(tmp_path, capsys, dies_at):
     whole = trainer(tmp_path / "whole", objective=Sabotaged()).run()
@@ -195,6 +238,18 @@ def test_an_alarm_is_raised_once_and_kept_through_a_kill(tmp_path, capsys, dies_
     resumed = trainer(tmp_path / "killed", objective=Sabotaged()).run()
     assert resumed == whole and list(whole.alarms) == ["unstable"]
     assert capsys.readouterr().err.count("alarm: ") == 1
+
+
+def test_a_run_that_ends_as_no_step_is_finite_leaves_its_alarm_and_last_row(tmp_path, capsys):
+    run = trainer(tmp_path / "state", objective=Broken(), validate_every_steps=100)
+    run.runtime = run.runtime.model_copy(update={"log_every_steps": 100})
+    run.view = LiveView(tmp_path / "live", "key", {})
+    with pytest.raises(PipelineError, match="steps in a row were not finite"):
+        run.run()
+    found = "5 of 8 steps were not finite and skipped"
+    assert f"alarm: unstable, step 8: {found}" in capsys.readouterr().err
+    assert json.loads((tmp_path / "live" / RECORD).read_text())["alarms"]["unstable"]["found"] == found
+    assert run.progress.rows[-1]["step"] == 8
 
 
 def test_an_alarm_is_in_the_live_view(tmp_path):

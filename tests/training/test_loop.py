@@ -186,7 +186,7 @@ def test_a_step_that_is_not_finite_is_skipped_and_counted(tmp_path):
 
 
 def test_training_stops_after_five_in_a_row_and_names_step_and_term(tmp_path):
-    with pytest.raises(PipelineError, match=r"step 7: 5 steps in a row were not finite \(error\); try a lower learning_rate"):
+    with pytest.raises(PipelineError, match=r"step 8: 5 steps in a row were not finite \(error\); try a lower learning_rate"):
         trainer(tmp_path, objective=Regression(poison=range(3, 12))).run()
 
 
