@@ -54,6 +54,11 @@ class Alarm:
         return {"step": self.step, "found": self.found, "advice": self.advice}
 
 
+def describe(signature: str, record: dict) -> str:
+    """One line."""
+    return f"{signature}, step {record['step']}: {record['found']}; {record['advice']}"
+
+
 Detector = Callable[[Sequence[Row], int, int], Alarm | None]  # of all rows so far, the number of steps, and of those skipped so far
 
 

@@ -18,9 +18,10 @@ from errors import PipelineError, explain_out_of_memory, is_out_of_memory
 from progress import progress_bar
 from sections import Optimization
 from storage.files import read_json, write_json
+from training.alarms import describe
 from training.cluster import ResourceWatch, ray_session
 from training.compute import prepare_device
-from training.live import Unwatched
+from training.live import Unwatched, say
 from training.loop import Objective, Trainer
 from training.workers import with_num_ray_workers
 
@@ -77,7 +78,8 @@ def _train_on_ray(build, params, inputs, optimization, num_steps, folder, descri
         watch = ResourceWatch(ray, {"GPU" if use_gpu else "CPU": num_workers}, f"num_ray_workers: {num_workers}")
         watch.start()
         folder = folder.resolve()
-        (folder / ERROR_FILE).unlink(missing_ok=True)
+        for name in (ERROR_FILE, PROGRESS_FILE):
+            (folder / name).unlink(missing_ok=True)
         config = {
             "build": build,
             "params": params,
@@ -130,12 +132,13 @@ def _fit(trainer, folder: Path, bar, watch: ResourceWatch) -> None:
             finished.set_exception(error)
 
     threading.Thread(target=fit, daemon=True).start()
+    said: set[str] = set()
     while not wait([finished], POLL_SECONDS).done:
         if (folder / ERROR_FILE).exists():
             return  # the other workers wait for the one that gave up, with NCCL for many minutes; Ray's end is theirs
-        if (folder / PROGRESS_FILE).exists():
-            bar.update(read_json(folder / PROGRESS_FILE)["step"] - bar.n)
+        _show_progress(folder, bar, said)
         watch.check()
+    _show_progress(folder, bar, said)
     try:
         finished.result()
     except TrainingFailedError as error:
@@ -144,6 +147,18 @@ def _fit(trainer, folder: Path, bar, watch: ResourceWatch) -> None:
         line = " ".join(str(error).split())[:500]
         raise PipelineError(f"Ray Train gave up after {MAX_WORKER_FAILURES} restarts: {line}; run it again to resume") from error
     bar.update(bar.total - bar.n)
+
+
+def _show_progress(folder: Path, bar, said: set[str]) -> None:
+    """Of the first worker, whose own words Ray keeps in a log."""
+    if not (folder / PROGRESS_FILE).exists():
+        return
+    progress = read_json(folder / PROGRESS_FILE)
+    bar.update(progress["step"] - bar.n)
+    for signature, alarm in progress["alarms"].items():
+        if signature not in said:
+            said.add(signature)
+            say(f"alarm: {describe(signature, alarm)}")
 
 
 def _work(config: dict) -> None:
@@ -163,15 +178,13 @@ def _work(config: dict) -> None:
         device = ray.train.torch.get_device()
         torch.cuda.set_device(device)  # collectives without a tensor, such as a barrier, use the current one
 
-    def on_step(step: int) -> None:
-        if rank == 0 and step % PROGRESS_EVERY_STEPS == 0:
-            write_json(folder / PROGRESS_FILE, {"step": step})
-
     _join_process_group(config["backend"], rank, world_size)
     try:
         objective = config["build"](params, config["inputs"], device)
         settings = (objective, config["optimization"], config["num_steps"], params.seed, params.runtime, folder, device)
-        Trainer(*settings, on_step, config["view"]).run()
+        trainer = Trainer(*settings, view=config["view"])
+        trainer.on_step = _progress_writer(trainer) if rank == 0 else trainer.on_step
+        trainer.run()
     except PipelineError as error:
         write_json(folder / ERROR_FILE, {"message": str(error)})
     except (MemoryError, RuntimeError) as error:
@@ -179,6 +192,19 @@ def _work(config: dict) -> None:
             raise
         write_json(folder / ERROR_FILE, {"message": explain_out_of_memory(error)})
     dist.destroy_process_group()
+
+
+def _progress_writer(trainer: Trainer) -> Callable[[int], None]:
+    """Writes how far it is, and the alarms that it has raised since it started."""
+    before, written = set(trainer.progress.alarms), set()
+
+    def write(step: int) -> None:
+        alarms = {signature: alarm for signature, alarm in trainer.progress.alarms.items() if signature not in before}
+        if step % PROGRESS_EVERY_STEPS == 0 or alarms.keys() != written:
+            write_json(trainer.folder / PROGRESS_FILE, {"step": step, "alarms": alarms})
+            written.update(alarms)
+
+    return write
 
 
 def _join_process_group(backend: str, rank: int, world_size: int) -> None:

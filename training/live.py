@@ -20,6 +20,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from errors import PipelineError, explain_os_error, is_out_of_memory
+from training.alarms import describe
 
 FORMAT = "dae-live-1"
 RECORD, PICTURES = "live.json", "pictures.png"
@@ -119,7 +120,7 @@ class LiveView(Unwatched):
             for row in progress.rows:  # of a run whose view is gone
                 self._add_row(row, {})
             for signature, alarm in progress.alarms.items():
-                self._add_alarm(f"{signature}, step {alarm['step']}: {alarm['found']}; {alarm['advice']}", alarm["step"])
+                self._add_alarm(describe(signature, alarm), alarm["step"])
         self._write_record()
 
     def _unless_it_fails(self, action: Callable[[], None]) -> None:

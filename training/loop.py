@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from errors import PipelineError
 from sections import Optimization, Runtime
-from training.alarms import Detector
+from training.alarms import Detector, describe
 from training.checkpoint import load_checkpoint, save_checkpoint
 from training.compute import autocast
 from training.live import Unwatched, say
@@ -270,7 +270,7 @@ class Trainer:
             alarm = detect(progress.rows, self.num_steps, progress.num_skipped_steps)
             if alarm is None:
                 continue
-            line = f"{alarm.signature}, step {alarm.step}: {alarm.found}; {alarm.advice}"
+            line = describe(alarm.signature, alarm.record())
             if alarm.signature not in progress.alarms:
                 progress.alarms[alarm.signature] = alarm.record()
                 if self.rank == 0:

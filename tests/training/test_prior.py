@@ -8,6 +8,7 @@ import torch.distributed as dist
 
 from errors import PipelineError
 from tests.training.tiny import tiny_params, write_tiny_latents
+from training.alarms import Alarm
 from training.launch import train
 from training.prior import PriorObjective
 
@@ -59,13 +60,27 @@ def test_training_beats_the_uniform_guess(tmp_path, inputs):
     assert trainer.progress.best_value < 0.8 * torch.tensor(16.0).log().item()
 
 
-def test_two_ray_workers_learn_what_one_process_learns(tmp_path, inputs):
+def alarm_at_last(rows, num_steps, num_skipped_steps):
+    return Alarm("unstable", num_steps, "it is sabotaged", "stop that") if rows[-1]["step"] == num_steps else None
+
+
+class Alarmed(PriorObjective):
+    """A prior that raises an alarm in its last step."""
+
+    def __init__(self, *inputs):
+        super().__init__(*inputs)
+        self.detectors = (alarm_at_last,)
+
+
+def test_two_ray_workers_learn_what_one_process_learns_and_raise_the_same_alarm_once(tmp_path, inputs, capfd):
     """In as many parts, up to rounding: gradients are averaged, and each part draws its own random numbers, wherever it is computed."""
     results = {}
     for num_workers, num_parts in ((0, 2), (2, 1)):
         division = {"prior__training__num_ray_workers": num_workers, "prior__training__num_microbatches": num_parts}
         params = settings(prior__dropout=0.3, **division)
-        results[num_workers] = train(PriorObjective, params, inputs, params.prior.training, 10, tmp_path / str(num_workers), "test")
+        results[num_workers] = train(Alarmed, params, inputs, params.prior.training, 10, tmp_path / str(num_workers), "test")
+        assert results[num_workers].progress.alarms == {"unstable": {"step": 10, "found": "it is sabotaged", "advice": "stop that"}}
+        assert capfd.readouterr().err.count("alarm: unstable, step 10: it is sabotaged; stop that") == 1
     alone, shared = (results[n].load_selected("prior").state_dict() for n in (0, 2))
     assert all(torch.allclose(alone[name], shared[name], atol=2e-4) for name in alone)
     assert results[0].progress.best_value == pytest.approx(results[2].progress.best_value, rel=1e-3)
