@@ -18,8 +18,9 @@ JUDGED_FROM_SHARE = 0.5  # of the steps: what is slow until then may still come
 JUDGED_FROM_STEP = 100  # no network has learnt by then; the installation check ends before
 MIN_GAIN_OVER_MEAN_DB = 2.0  # healthy: 2.8 and more
 MIN_GAIN_OVER_MEAN_HEARING_NOISE_DB = 1.0  # healthy: 1.5 and more
-MIN_GAIN_OVER_LINEAR_DB = (0.0, 0.5)  # at half of the steps and at the end; healthy ones of long runs: 0.3 and 1.0 and more
-PASSES_LINEAR_AT_STEP = {True: 300, False: 500}  # of tokens, of continuous latents: in shorter runs healthy ones may still be below ...
+# Of tokens and of continuous latents, at half of the steps and at the end; healthy in long runs: 2.5 and 3.3, 0.3 and 1.0, and more.
+MIN_GAIN_OVER_LINEAR_DB = {True: (0.75, 1.5), False: (0.0, 0.5)}
+PASSES_LINEAR_AT_STEP = {True: 300, False: 500}  # in shorter runs healthy decoders may still be below a linear map ...
 MAX_LOSS_TO_LINEAR_DB = 1.25  # ... by so much; healthy: 1.0 and less
 MIN_GAIN_OVER_STAGE1_DB = -1.0  # healthy: -0.1 and more; shuffled latents: -3 and less
 MAX_GRADIENT_RATIO = 50.0  # of the largest gradient norm to the median of the largest of each interval; healthy: 15 and less
@@ -91,7 +92,7 @@ def weak_decoder(
 
 def gain_over_linear_asked(step: float, num_steps: int, is_discrete: bool) -> float:
     """In dB: a network needs steps to come to what least squares find at once, and is to be better by the end."""
-    at_half, at_end = MIN_GAIN_OVER_LINEAR_DB
+    at_half, at_end = MIN_GAIN_OVER_LINEAR_DB[is_discrete]
     asked_of_share = at_half + (at_end - at_half) * max(0.0, 2 * step / num_steps - 1)
     asked_of_step = max(-MAX_LOSS_TO_LINEAR_DB, log2(max(step, 1) / PASSES_LINEAR_AT_STEP[is_discrete]))
     return min(asked_of_share, asked_of_step)
