@@ -120,7 +120,7 @@ class StageWatch:
                 self._show("image", url, live["caption"] or "")
         for signature, alarm in live["alarms"].items():
             if signature not in self.alarms:
-                self.log.warning("alarm at step %d: %s %s", alarm["step"], alarm["found"], alarm["advice"])
+                self.log.warning("alarm at step %d: %s; %s", alarm["step"], alarm["found"], alarm["advice"])
         self.alarms = {**self.alarms, **live["alarms"]}
         if self.alarms:
             self._show("markdown", describe_alarms(self.name, self.alarms), f"{self.name}: {', '.join(map(_words, self.alarms))}")

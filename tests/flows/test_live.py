@@ -16,7 +16,7 @@ from tests.flows.server import until
 from tests.flows.toy import Toy
 
 pytestmark = pytest.mark.timeout(600)
-ALARMS = {"weak_decoder": {"step": 3, "found": "PSNR is that of the mean image.", "advice": "Raise channels_multiplier."}}
+ALARMS = {"weak_decoder": {"step": 3, "found": "PSNR is that of the mean image", "advice": "raise channels_multiplier"}}
 SHOWN = {"format": "dae-live-1", "step": 3, "num_steps": 60, "caption": "step 3: originals", "alarms": ALARMS}
 
 
@@ -58,7 +58,7 @@ def test_a_running_stage_shows_progress_pictures_and_alarms_and_they_stay(served
     assert progress["data"] < 100 and " of 80 steps" in progress["description"] and " left" in progress["description"]
     assert during["pictures-stage1-a"]["data"].startswith("data:image/png;base64,")
     assert during["pictures-stage1-a"]["description"] == SHOWN["caption"]
-    assert "PSNR is that of the mean image." in during["alarms-stage1-a"]["data"] and "Raise channels" in during["alarms-stage1-a"]["data"]
+    assert "PSNR is that of the mean image" in during["alarms-stage1-a"]["data"] and "raise channels" in during["alarms-stage1-a"]["data"]
     assert during["remaining"]["description"].startswith("0 of at most 1 stages have run")
 
     assert served.wait(run)["type"] == "COMPLETED"
@@ -159,7 +159,7 @@ def test_an_alarm_is_warned_of_once(watch, caplog):
     watch.look()
     watch.look()
     [line] = [record.getMessage() for record in caplog.records]
-    assert line == "alarm at step 3: PSNR is that of the mean image. Raise channels_multiplier."
+    assert line == "alarm at step 3: PSNR is that of the mean image; raise channels_multiplier"
     assert shown["markdown"] == ("alarms-prior-dae-0", describe_alarms("prior@dae-0", ALARMS), "prior@dae-0: weak decoder")
     assert name_alarms(watch.alarms) == "; alarm: weak decoder (step 3)" and name_alarms({}) == ""
 
