@@ -113,11 +113,22 @@ def test_more_is_asked_of_a_decoder_the_longer_it_trains_and_the_nearer_it_is_to
         assert bool(raised(detect, rows, num_steps=step)) is fires
 
 
-def test_a_discriminator_that_wins_is_found_once_there_are_rows_enough():
-    rows = with_values(healthy(), discriminator=MIN_DISCRIMINATOR_LOSS - 0.1)
-    alarm, judged = raised(unbalanced, rows), [row["step"] for row in rows if "discriminator" in row]
-    assert (alarm.signature, alarm.step, alarm.is_hopeless) == ("unstable", judged[NUM_DISCRIMINATOR_ROWS - 1], False)
-    assert "discriminator_learning_rate_factor" in alarm.advice
+def test_a_discriminator_that_wins_is_found_from_the_middle_of_the_adversarial_steps_on():
+    rows = with_values(healthy(64), discriminator=MIN_DISCRIMINATOR_LOSS - 0.1)
+    steps = [row["step"] for row in rows if "adversarial" in row]
+    alarm = raised(unbalanced, rows, num_steps=steps[-1])
+    assert (alarm.signature, alarm.is_hopeless) == ("unstable", False) and "discriminator_learning_rate_factor" in alarm.advice
+    assert 0 <= alarm.step - (steps[0] + steps[-1]) / 2 < 25
+
+
+def test_one_that_wins_while_it_has_its_head_start_is_none():
+    rows = [{**row, "discriminator": 0.1} if "discriminator" in row and "adversarial" not in row else row for row in healthy(64)]
+    assert raised(unbalanced, rows, num_steps=1600) is None
+
+
+def test_few_rows_of_a_discriminator_are_not_judged():
+    rows = [row for row in with_values(healthy(), discriminator=0.0) if "adversarial" in row][:NUM_DISCRIMINATOR_ROWS]
+    assert unbalanced(rows, rows[-1]["step"], 0) is not None and unbalanced(rows[1:], rows[-1]["step"], 0) is None
 
 
 def test_one_row_in_which_the_discriminator_wins_is_none():
