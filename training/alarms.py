@@ -26,7 +26,7 @@ MIN_GAIN_OVER_STAGE1_DB = -1.0  # healthy: -0.1 and more; shuffled latents: -3 a
 MAX_GRADIENT_RATIO = 50.0  # of the largest gradient norm to the median of the largest of each interval; healthy: 15 and less
 MAX_LOSS_RATIO = 1.5  # to the first row's; healthy: 1.2 and less
 MIN_DISCRIMINATOR_LOSS = 0.45  # its hinge loss is 1 where it can tell nothing; healthy: 0.8 and more
-NUM_DISCRIMINATOR_ROWS = 4  # of adversarial steps
+NUM_DISCRIMINATOR_ROWS = 2  # at least, of the later half of the adversarial steps
 NUM_ROWS_BEFORE_RATIO = 8
 NUM_ROWS_LOOKED_AT = 200  # the last ones: a row must not cost more the longer the run is
 NUM_STANDARD_ERRORS = 2.0
@@ -139,20 +139,22 @@ def unstable(rows: Sequence[Row], num_steps: int, num_skipped_steps: int, loss: 
     return None
 
 
-def unbalanced(rows: Sequence[Row], num_steps: int, num_skipped_steps: int) -> Alarm | None:
+def unbalanced(rows: Sequence[Row], num_steps: int, num_skipped_steps: int, adversarial_start: int) -> Alarm | None:
     """A discriminator that tells every reconstruction from its original: it is no guide, or what it sees is hardly an image.
 
-    Judged from the middle of the adversarial steps on: one that has had a head start may win at first.
+    Args:
+        adversarial_start: the first step at which it counts; until the middle of the steps from there on it may win, as after a head start.
     """
-    judged = [row for row in rows if "adversarial" in row and "discriminator" in row and "step" in row]
-    if len(judged) < NUM_DISCRIMINATOR_ROWS or judged[-1]["step"] < (judged[0]["step"] + num_steps) / 2:
+    middle = (adversarial_start + num_steps) / 2
+    losses = [row["discriminator"] for row in rows[-NUM_ROWS_LOOKED_AT:] if "discriminator" in row and row.get("step", 0) > middle]
+    if len(losses) < NUM_DISCRIMINATOR_ROWS:
         return None
-    lately = fmean(row["discriminator"] for row in judged[len(judged) // 2 :])
+    lately = fmean(losses)
     if lately >= MIN_DISCRIMINATOR_LOSS:
         return None
     found = f"the discriminator's loss is {lately:.2f} in the later half of the adversarial steps, less than {MIN_DISCRIMINATOR_LOSS:g}"
     advice = "halve the stage's learning_rate, or lower reconstruction_loss.discriminator_learning_rate_factor"
-    return Alarm(UNSTABLE, int(judged[-1]["step"]), found, advice)
+    return Alarm(UNSTABLE, int(rows[-1].get("step", 0)), found, advice)
 
 
 def loss_over_first(rows: Sequence[Row], loss: str) -> float:

@@ -23,7 +23,7 @@ from storage.decoders import load_decoder
 from storage.frozen import load_frozen
 from storage.latents import LatentDataset
 from storage.shards import ShardDataset, read_manifest
-from training.alarms import idle_stage2, strengthen, unbalanced, unstable, weak_decoder
+from training.alarms import Detector, idle_stage2, strengthen, unbalanced, unstable, weak_decoder
 from training.footprint import require_memory
 from training.linear_map import GAIN_OVER_LINEAR, GAIN_OVER_MEAN, LinearMap, MeanImage
 from training.randomness import derive_seed
@@ -101,7 +101,7 @@ class Stage1Objective:
         self.detectors = (
             partial(weak_decoder, weakness=weakness, is_discrete=bottleneck.is_discrete, hears_noise=arm.latent_noise is not None),
             partial(unstable, loss="pixel", advice=f"halve stage1.learning_rate, or {LESS_ADVERSARIAL}"),
-            *(() if weakness else (unbalanced,)),  # images of a weak decoder are told apart because it is weak
+            *(() if weakness else (_balance(self.loss_terms),)),  # images of a weak decoder are told apart because it is weak
         )
 
     def _require_memory(self, params: SimpleNamespace, image_size: int) -> None:
@@ -181,7 +181,7 @@ class Stage2Objective:
         self.load_stage1_decoder = partial(load_decoder, inputs.stage1, frozen.sha256)
         calm = partial(unstable, loss="pixel", advice=f"halve stage2.learning_rate, or {LESS_ADVERSARIAL}")
         # With noise it learns to be worse on clean latents, and better on others.
-        self.detectors = (calm, unbalanced) if arm.latent_noise else (idle_stage2, calm, unbalanced)
+        self.detectors = (*(() if arm.latent_noise else (idle_stage2,)), calm, _balance(self.loss_terms))
 
     def _require_memory(self, optimization: Optimization) -> None:
         side = self.examples.latents.grid[0]
@@ -277,6 +277,10 @@ def _build_loss(
         _require_memory_of_discriminator(build, settings.discriminator_channels, optimization, image_size, device)
         modules["discriminator"] = _place(_seeded(params.seed, "discriminator", build), device)
     return AutoencoderLoss(settings, stage, modules.get("discriminator"), device)
+
+
+def _balance(loss: AutoencoderLoss) -> Detector:
+    return partial(unbalanced, adversarial_start=loss.adversarial_start)
 
 
 def _require_memory_of_discriminator(

@@ -22,7 +22,6 @@ from training.alarms import (
     MIN_GAIN_OVER_LINEAR_DB,
     MIN_GAIN_OVER_MEAN_DB,
     MIN_GAIN_OVER_MEAN_HEARING_NOISE_DB,
-    NUM_DISCRIMINATOR_ROWS,
     NUM_ROWS_BEFORE_RATIO,
     gain_over_linear_asked,
     idle_stage2,
@@ -38,7 +37,8 @@ from training.live import RECORD, LiveView
 
 weakened = partial(weak_decoder, weakness=strengthen(0.5, 0.0, None), is_discrete=True, hears_noise=False)
 calm = partial(unstable, loss="pixel", advice="halve stage1.learning_rate")
-DETECTORS = {"weak_decoder": weakened, "idle_stage2": idle_stage2, "unstable": calm, "unbalanced": unbalanced}
+balanced = partial(unbalanced, adversarial_start=640)  # of 800 steps, as healthy() has them
+DETECTORS = {"weak_decoder": weakened, "idle_stage2": idle_stage2, "unstable": calm, "unbalanced": balanced}
 
 
 def healthy(num_rows=32, every=25):
@@ -113,28 +113,16 @@ def test_more_is_asked_of_a_decoder_the_longer_it_trains_and_the_nearer_it_is_to
         assert bool(raised(detect, rows, num_steps=step)) is fires
 
 
-def test_a_discriminator_that_wins_is_found_from_the_middle_of_the_adversarial_steps_on():
-    rows = with_values(healthy(64), discriminator=MIN_DISCRIMINATOR_LOSS - 0.1)
-    steps = [row["step"] for row in rows if "adversarial" in row]
-    alarm = raised(unbalanced, rows, num_steps=steps[-1])
+def test_a_discriminator_that_wins_is_found_in_the_later_half_of_the_adversarial_steps():
+    alarm = raised(balanced, with_values(healthy(), discriminator=MIN_DISCRIMINATOR_LOSS - 0.1))
     assert (alarm.signature, alarm.is_hopeless) == ("unstable", False) and "discriminator_learning_rate_factor" in alarm.advice
-    assert 0 <= alarm.step - (steps[0] + steps[-1]) / 2 < 25
+    assert alarm.step == 750  # the second row behind step 720
 
 
-def test_one_that_wins_while_it_has_its_head_start_is_none():
-    rows = [{**row, "discriminator": 0.1} if "discriminator" in row and "adversarial" not in row else row for row in healthy(64)]
-    assert raised(unbalanced, rows, num_steps=1600) is None
-
-
-def test_few_rows_of_a_discriminator_are_not_judged():
-    rows = [row for row in with_values(healthy(), discriminator=0.0) if "adversarial" in row][:NUM_DISCRIMINATOR_ROWS]
-    assert unbalanced(rows, rows[-1]["step"], 0) is not None and unbalanced(rows[1:], rows[-1]["step"], 0) is None
-
-
-def test_one_row_in_which_the_discriminator_wins_is_none():
-    rows = healthy()
-    rows[-1]["discriminator"] = 0.0
-    assert raised(unbalanced, rows) is None
+@pytest.mark.parametrize("wins", [range(600, 721), range(725, 726), range(800, 801)], ids=["at first", "in one row", "in the last row"])
+def test_one_that_wins_for_a_while_is_none(wins):
+    rows = [{**row, "discriminator": 0.1} if "discriminator" in row and row["step"] in wins else row for row in healthy()]
+    assert raised(balanced, rows) is None
 
 
 def test_few_steps_are_not_judged():
