@@ -59,10 +59,30 @@ def test_codes_of_a_weakened_arm_are_held_against_its_controls(tmp_path):
     assert alarms(tmp_path / "control", {"continued": few, "baseline": few}) == []
 
 
+@pytest.mark.parametrize(("loss", "fires"), [(2.9, False), (3.1, True)])
+def test_a_weakened_arm_of_half_its_controls_quality_is_too_weak(tmp_path, loss, fires):
+    worse = {"reconstruction_stage1": {"psnr_db": 25.0 - loss}}
+    found = [("dae_dropout", 1, "stage1", "weak_decoder", 750)] if fires else []
+    assert alarms(tmp_path / "weak", {"dae_dropout": worse}, reconstruction_stage1={"psnr_db": 25.0}) == found
+    assert alarms(tmp_path / "control", {"continued": worse, "baseline": worse}, reconstruction_stage1={"psnr_db": 25.0}) == []
+
+
+def test_an_arm_that_learns_on_noise_may_be_worse_on_clean_latents(tmp_path, monkeypatch):
+    noisy = ARMS["dae_dropout"]["stage1"] | {"latent_noise": {"kind": "interpolated", "strength": 1.0}}
+    monkeypatch.setitem(ARMS, "dae_dropout", ARMS["dae_dropout"] | {"stage1": noisy})
+    worse = {"reconstruction_stage1": {"psnr_db": 20.0}}
+    assert alarms(tmp_path, {"dae_dropout": worse}, reconstruction_stage1={"psnr_db": 25.0}) == []
+
+
 def test_latents_that_are_noise_say_nothing(tmp_path):
     drowned = {"dae": {"latent": {"noise_share": 0.95}}}
     assert alarms(tmp_path / "noise", drowned, latent={"noise_share": 0.6}) == [("dae", 1, "stage1", "weak_decoder", 750)]
     assert alarms(tmp_path / "less", {}, latent={"noise_share": 0.6}) == []
+
+
+def test_two_reasons_for_one_alarm_are_told_as_one(tmp_path):
+    changes = {"dae_dropout": {"latent": {"codebook_perplexity": 20.0}, "reconstruction_stage1": {"psnr_db": 20.0}}}
+    assert alarms(tmp_path, changes, reconstruction_stage1={"psnr_db": 25.0}) == [("dae_dropout", 1, "stage1", "weak_decoder", 750)]
 
 
 def test_a_stages_own_alarm_is_not_told_twice(tmp_path):
