@@ -142,7 +142,7 @@ class Tally:
             held.append(len(lines) <= (1 - MIN_FOUND_SHARE) * damaged and damaged > 0)
             print(
                 f"{sabotage}: {damaged - len(lines)} of {damaged} that cost {MIN_DAMAGE_DB:g} dB or more raise {SABOTAGES[sabotage]} "
-                f"({self.num_undamaged[sabotage]} cost less); claim: at least 90 %: {_verdict(held[-1])}"
+                f"({self.num_undamaged[sabotage]} cost less); claim: at least 90 %: {_verdict(held[-1]) if damaged else 'not shown'}"
             )
         return all(held)
 
