@@ -84,7 +84,8 @@ class ReconstructionLoss(Section):
     discriminator_head_start: Count
     discriminator_channels: Width
     discriminator_num_layers: NumLayers
-    discriminator_learning_rate_factor: PositiveFloat
+    discriminator_learning_rate: PositiveFloat
+    discriminator_betas: Annotated[list[Probability], Field(min_length=2, max_length=2)]
 
 
 class Optimization(Section):
@@ -123,14 +124,14 @@ class Stage1(Optimization):
 
 
 class NoiseOnLatents(Section):
-    """Interpolated or added noise, on latents of any kind, in their own standard deviations."""
+    """Interpolated or added noise, on latents of any kind: up to so many of their own standard deviations, drawn for each image."""
 
     kind: Literal["interpolated", "added"]
     strength: PositiveFloat
 
 
 class SwappedTokens(Section):
-    """A share of the tokens exchanged for near codes."""
+    """Up to so large a share of the tokens, drawn for each image, exchanged for near codes."""
 
     kind: Literal["swapped"]
     strength: Annotated[float, Field(gt=0, le=1)]
@@ -144,6 +145,7 @@ class ArmStage1(Section):
     num_adversarial_steps: Count
     channels_multiplier: Annotated[float, Field(gt=0, le=1)]
     dropout: Probability
+    block_dropout: Probability
     latent_noise: LatentNoise
     bottleneck: dict[str, int | float | list[int]] | None  # params.py checks it against the section bottleneck
 

@@ -62,7 +62,7 @@ def write_frozen(folder: Path, shards: Path, params: SimpleNamespace) -> Path:
     """Write what the freeze stage would, and return the folder."""
     torch.manual_seed(0)
     bottleneck = build_bottleneck(bottleneck_config(params.bottleneck, params.arm.stage1)).eval()
-    config = autoencoder_config(params.autoencoder, params.dataset.image_size, bottleneck, 1.0, 0.0)
+    config = autoencoder_config(params.autoencoder, params.dataset.image_size, bottleneck)
     encoder = Encoder(config).eval()
     save_encoder(folder, encoder_config(config, bottleneck_config(params.bottleneck, params.arm.stage1)), encoder, bottleneck)
     images = ShardDataset(shards, "validation").images(range(NUM_PROBE_IMAGES))

@@ -17,6 +17,7 @@ class AutoencoderConfig:
     """Shape of an encoder/decoder pair; ``asdict`` of it goes into the JSON beside the weights.
 
     ``decoder_channels`` may differ from ``channels``: a *weak auxiliary decoder* (arXiv 2307.08283) has fewer.
+    ``decoder_dropout`` acts within the residual branches, whose skip paths stay clean; ``decoder_block_dropout`` after each block.
     ``encoder_channels_out`` may differ from ``latent_channels``, which the decoder takes: the bottleneck lies between.
     """
 
@@ -31,6 +32,7 @@ class AutoencoderConfig:
     decoder_channels: int
     encoder_dropout: float
     decoder_dropout: float
+    decoder_block_dropout: float = 0.0
 
     @property
     def latent_size(self) -> int:
@@ -79,10 +81,10 @@ class Decoder(nn.Module):
         widths = [config.decoder_channels * multiplier for multiplier in config.channel_multipliers]
         channels = widths[-1]
         self.conv_in = nn.Conv2d(config.latent_channels, channels, 3, padding=1)
-        layers = middle(channels, resolution in config.attention_resolutions, config.decoder_dropout)
+        layers = middle(channels, resolution in config.attention_resolutions, config.decoder_dropout, config.decoder_block_dropout)
         for level, width in reversed(list(enumerate(widths))):
             for _ in range(config.num_res_blocks + 1):
-                layers.append(ResBlock(channels, width, config.decoder_dropout))
+                layers.append(ResBlock(channels, width, config.decoder_dropout, config.decoder_block_dropout))
                 channels = width
                 if resolution in config.attention_resolutions:
                     layers.append(AttentionBlock(channels))
@@ -106,9 +108,13 @@ class Decoder(nn.Module):
 
 
 class ResBlock(nn.Module):
-    """Pre-activation residual block: (norm, SiLU, conv) twice, dropout before the second convolution."""
+    """Pre-activation residual block: (norm, SiLU, conv) twice, dropout before the second convolution.
 
-    def __init__(self, in_channels: int, out_channels: int, dropout: float):
+    Args:
+        block_dropout: rate of a further dropout, of the block's output, the skip path included.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, dropout: float, block_dropout: float = 0.0):
         super().__init__()
         self.norm1 = group_norm(in_channels)
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
@@ -116,11 +122,12 @@ class ResBlock(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
         self.shortcut = nn.Identity() if in_channels == out_channels else nn.Conv2d(in_channels, out_channels, 1)
+        self.block_dropout = nn.Dropout(block_dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         residual = self.conv1(F.silu(self.norm1(x)))  # (B, C', H, W)
         residual = self.conv2(self.dropout(F.silu(self.norm2(residual))))  # (B, C', H, W)
-        return self.shortcut(x) + residual
+        return self.block_dropout(self.shortcut(x) + residual)
 
 
 class AttentionBlock(nn.Module):
@@ -161,12 +168,12 @@ class Upsample(nn.Module):
         return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))  # (B, C, 2H, 2W)
 
 
-def middle(channels: int, attention: bool, dropout: float) -> list[nn.Module]:
+def middle(channels: int, attention: bool, dropout: float, block_dropout: float = 0.0) -> list[nn.Module]:
     """The blocks at the latent's own resolution, between the levels and the latent."""
-    blocks: list[nn.Module] = [ResBlock(channels, channels, dropout)]
+    blocks: list[nn.Module] = [ResBlock(channels, channels, dropout, block_dropout)]
     if attention:
         blocks.append(AttentionBlock(channels))
-    return [*blocks, ResBlock(channels, channels, dropout)]
+    return [*blocks, ResBlock(channels, channels, dropout, block_dropout)]
 
 
 def group_norm(channels: int) -> nn.GroupNorm:

@@ -8,6 +8,7 @@ One interface for all kinds, so that stages need not know which one they hold::
     encoder_channels, latent_channels       what the encoder must put out, and what decode() does
     is_discrete                             True: stores {"tokens": (B, h, w) int64} below num_codes; False: {"mean", "logvar"}
     swap_tokens(tokens, share)              only of tokens: so large a share of them exchanged for near codes
+    end_step()                              after a training step: moves codes that are not used, and says which
     metrics                                 what is logged and measured of its latents
 
 Letters in shape comments: B batch, D latent channels, h w latent positions.
@@ -46,7 +47,15 @@ class BottleneckOutput:
     tokens: Tensor | None = None  # (B, h, w) int64; None for continuous latents
 
 
-class VectorQuantizer(nn.Module):
+class Bottleneck(nn.Module):
+    """What all kinds have."""
+
+    def end_step(self) -> Tensor:
+        """Called once after each training step, of however many forward passes: indices of the codes that it moved (int64)."""
+        return torch.empty(0, dtype=torch.int64)
+
+
+class VectorQuantizer(Bottleneck):
     """Nearest of ``num_codes`` codes on the unit sphere (van den Oord et al. 2017; l2-normalised as in ViT-VQGAN, 2021).
 
     Gradients pass straight through to the encoder. The codebook follows the encoder with weight 1 and the
@@ -54,8 +63,8 @@ class VectorQuantizer(nn.Module):
     Runs in fp32 whatever the surrounding precision: a code is an argmax and must not depend on it.
 
     Args:
-        revive_after_steps: a code that no position chose for so many training steps is moved onto an encoder
-            output of the current batch; 0 turns this off.
+        revive_after_steps: a code that no position chose for so many training steps is moved, at the end of the step, onto an
+            encoder output of its batch's last part; 0 turns this off.
     """
 
     is_discrete = True
@@ -69,6 +78,8 @@ class VectorQuantizer(nn.Module):
         self.revive_after_steps = revive_after_steps
         self.codebook = nn.Parameter(F.normalize(torch.randn(num_codes, code_dim), dim=-1))
         self.register_buffer("num_steps_unused", torch.zeros(num_codes, dtype=torch.int64), persistent=True)
+        self.register_buffer("num_times_chosen", torch.zeros(num_codes, dtype=torch.int64), persistent=False)  # in this step so far
+        self._last_outputs: Tensor | None = None  # (Bhw, D), of the step's last part
 
     def forward(self, z: Tensor) -> BottleneckOutput:
         with torch.autocast(z.device.type, enabled=False):
@@ -76,7 +87,8 @@ class VectorQuantizer(nn.Module):
             tokens = self._nearest(z)  # (B, h, w)
             counts = count_tokens(tokens, self.num_codes, all_workers=self.training)
             if self.training:
-                self._revive(counts, z)
+                self.num_times_chosen += counts
+                self._last_outputs = z.detach().reshape(-1, self.code_dim)
             codes = F.normalize(F.embedding(tokens, self.codebook), dim=-1)  # (B, h, w, D)
             commitment = F.mse_loss(z, codes.detach())
             codebook = F.mse_loss(codes, z.detach())
@@ -94,8 +106,12 @@ class VectorQuantizer(nn.Module):
         return F.normalize(F.embedding(latents["tokens"], self.codebook), dim=-1).permute(0, 3, 1, 2)
 
     @torch.no_grad()
-    def swap_tokens(self, tokens: Tensor, share: float) -> Tensor:
-        """Tokens (B, h, w), each exchanged with probability ``share`` for one of the nearest other codes, 1 in 32 of all."""
+    def swap_tokens(self, tokens: Tensor, share: Tensor | float) -> Tensor:
+        """Tokens (B, h, w), each exchanged with probability ``share`` for one of the nearest other codes, 1 in 32 of all.
+
+        Args:
+            share: one number, or one for each image (B, 1, 1).
+        """
         codes = F.normalize(self.codebook, dim=-1)
         # A row of similarities for each code or, where there are fewer positions than codes, for the code at each position: all pairs of
         # a large codebook would not fit into memory.
@@ -115,25 +131,27 @@ class VectorQuantizer(nn.Module):
         return (z @ F.normalize(self.codebook, dim=-1).T).argmax(dim=-1)  # on the sphere, nearest is most similar
 
     @torch.no_grad()
-    def _revive(self, counts: Tensor, z: Tensor) -> None:
-        self.num_steps_unused.add_(1).masked_fill_(counts > 0, 0)
-        if not self.revive_after_steps:
-            return
-        dead = (self.num_steps_unused >= self.revive_after_steps).nonzero().squeeze(1)
-        if dead.numel() == 0:
-            return
-        positions = z.reshape(-1, self.code_dim)  # (Bhw, D)
-        chosen = torch.randint(len(positions), (len(dead),), device=z.device)
-        replacements = positions[chosen].contiguous()
+    def end_step(self) -> Tensor:
+        if self._last_outputs is None:
+            return super().end_step()
+        self.num_steps_unused.add_(1).masked_fill_(self.num_times_chosen > 0, 0)
+        self.num_times_chosen.zero_()
+        positions, self._last_outputs = self._last_outputs, None
+        moved = (self.num_steps_unused >= self.revive_after_steps).nonzero().squeeze(1)
+        if not self.revive_after_steps or moved.numel() == 0:
+            return moved[:0]
+        replacements = positions[torch.randint(len(positions), (len(moved),), device=positions.device)]
         if dist.is_initialized():
             dist.broadcast(replacements, src=0)
         # The trainer skips a batch that is not finite, but a codebook written here would keep its NaN for good.
         finite = replacements.isfinite().all(dim=1)
-        self.codebook[dead[finite]] = replacements[finite]
-        self.num_steps_unused[dead[finite]] = 0
+        moved = moved[finite]
+        self.codebook[moved] = replacements[finite]
+        self.num_steps_unused[moved] = 0
+        return moved
 
 
-class FiniteScalarQuantizer(nn.Module):
+class FiniteScalarQuantizer(Bottleneck):
     """Each latent channel rounded to one of a few levels (Mentzer et al. 2023, arXiv 2309.15505).
 
     There is no codebook to learn or to collapse and no loss: a token is the number whose digits are the channels'
@@ -183,8 +201,12 @@ class FiniteScalarQuantizer(nn.Module):
         return ((digits - half).float() / half).permute(0, 3, 1, 2)
 
     @torch.no_grad()
-    def swap_tokens(self, tokens: Tensor, share: float) -> Tensor:
-        """Tokens (B, h, w), each exchanged with probability ``share`` for one whose value in one channel is a level higher or lower."""
+    def swap_tokens(self, tokens: Tensor, share: Tensor | float) -> Tensor:
+        """Tokens (B, h, w), each exchanged with probability ``share`` for one whose value in one channel is a level higher or lower.
+
+        Args:
+            share: one number, or one for each image (B, 1, 1).
+        """
         chosen = torch.rand(tokens.shape, device=tokens.device) < share  # (B, h, w)
         channel = torch.randint(len(self.levels), tokens.shape, device=tokens.device)
         place, num_levels = self.place_values[channel], self.levels[channel]  # (B, h, w) each
@@ -208,7 +230,7 @@ class FiniteScalarQuantizer(nn.Module):
         return (digits * self.place_values).sum(dim=-1)  # (B, h, w)
 
 
-class DiagonalGaussian(nn.Module):
+class DiagonalGaussian(Bottleneck):
     """A normal distribution per latent value: the bottleneck of a VAE (Kingma and Welling 2013, arXiv 1312.6114).
 
     The encoder puts out means and log-variances; training feeds the decoder a sample, evaluation the mean. The loss

@@ -326,7 +326,7 @@ SENSELESS = {
     "autoencoder.num_res_blocks": 10**6, "bottleneck.num_codes": 10**10, "bottleneck.code_dim": 10**7,
     "bottleneck.commitment_weight": 1e30, "reconstruction_loss.pixel_weight": 1e30, "reconstruction_loss.adversarial_weight": 1e30,
     "reconstruction_loss.discriminator_channels": 10**7, "reconstruction_loss.discriminator_num_layers": 10**7,
-    "reconstruction_loss.discriminator_learning_rate_factor": 1e30, "stage1.learning_rate": 1e39, "stage2.weight_decay": 1e39,
+    "reconstruction_loss.discriminator_learning_rate": 1e30, "stage1.learning_rate": 1e39, "stage2.weight_decay": 1e39,
     "prior.num_layers": 10**6, "prior.width": 2**30, "sample.batch_size": 10**9, "sample.temperature": 1e39,
     "evaluation.input_size": 10**6, "evaluation.kid_num_subsets": 10**6, "arms.dae_noise.stage1.latent_noise.strength": 1e30,
     "runtime.num_threads": 10**6, "runtime.num_ray_tasks": 10**6, "prior.training.num_ray_workers": 10**6,

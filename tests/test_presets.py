@@ -39,9 +39,8 @@ def params_of(name: str) -> Params:
 def arm_config(params: Params, arm: str) -> AutoencoderConfig:
     """Stage 1's autoencoder of an arm, as training/autoencoder.py builds it."""
     settings = params.arms[arm].stage1
-    dropout = max(settings.dropout, params.autoencoder.dropout)
     bottleneck = build_bottleneck(bottleneck_config(params.bottleneck, settings))
-    return autoencoder_config(params.autoencoder, params.dataset.image_size, bottleneck, settings.channels_multiplier, dropout)
+    return autoencoder_config(params.autoencoder, params.dataset.image_size, bottleneck, settings)
 
 
 def prior_of(params: Params, latent_size: int) -> torch.nn.Module:
@@ -202,7 +201,7 @@ def test_encoder_bottleneck_and_every_arms_decoders_fit_together(name):
     for arm, settings in params.arms.items():
         config = arm_config(params, arm)
         bottleneck = build_bottleneck(bottleneck_config(params.bottleneck, settings.stage1))  # on the CPU: autocast knows no meta device
-        full = autoencoder_config(params.autoencoder, side, bottleneck, 1.0, params.autoencoder.dropout)
+        full = autoencoder_config(params.autoencoder, side, bottleneck)
         with torch.device("meta"):
             images = torch.empty(2, 3, side, side)
             z = Encoder(config)(images)

@@ -1,4 +1,4 @@
-"""Three signatures of training that fails, found in the rows that it logs. ``python -m benchmarks.alarms`` has the thresholds' calibration.
+"""Four signatures of training that fails, found in the rows that it logs. ``python -m benchmarks.alarms`` has the thresholds' calibration.
 
 A run knows itself alone: what it says must be the same after a kill, and whatever other arms have run. What it takes others to see is
 found where they are, by the stages evaluate and report.
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from math import log2
 from statistics import fmean, median
 
-WEAK_DECODER, IDLE_STAGE2, UNSTABLE = "weak_decoder", "idle_stage2", "unstable"
+WEAK_DECODER, IDLE_STAGE2, IDLE_DISCRIMINATOR, UNSTABLE = "weak_decoder", "idle_stage2", "idle_discriminator", "unstable"
 
 # Thresholds, each beside the most extreme value that healthy runs had; docs/alarms.md has how many they were, and what sabotage did.
 JUDGED_FROM_SHARE = 0.5  # of the steps: what is slow until then may still come
@@ -26,6 +26,7 @@ MIN_GAIN_OVER_STAGE1_DB = -1.0  # healthy: -0.1 and more; shuffled latents: -3 a
 MAX_GRADIENT_RATIO = 50.0  # of the largest gradient norm to the median of the largest of each interval; healthy: 15 and less
 MAX_LOSS_RATIO = 1.5  # to the first row's; healthy: 1.2 and less
 MIN_DISCRIMINATOR_LOSS = 0.45  # its hinge loss is 1 where it can tell nothing; healthy: 0.8 and more
+MAX_DISCRIMINATOR_LOSS = 0.95  # in the last quarter of the steps that it learns in
 NUM_DISCRIMINATOR_ROWS = 2  # at least, of the later half of the adversarial steps
 NUM_ROWS_BEFORE_RATIO = 8
 NUM_ROWS_LOOKED_AT = 200  # the last ones: a row must not cost more the longer the run is
@@ -98,10 +99,11 @@ def gain_over_linear_asked(step: float, num_steps: int, is_discrete: bool) -> fl
     return min(asked_of_share, asked_of_step)
 
 
-def strengthen(channels_multiplier: float, dropout: float, latent_noise: float | None) -> str:
+def strengthen(channels_multiplier: float, dropout: float, block_dropout: float, latent_noise: float | None) -> str:
     """Advice that names what an arm weakens its auxiliary decoder by; empty where it does not."""
     ways = [f"double the arm's stage1.channels_multiplier {channels_multiplier:g}"] if channels_multiplier < 1 else []
     ways += [f"halve its stage1.dropout {dropout:g}"] if dropout else []
+    ways += [f"halve its stage1.block_dropout {block_dropout:g}"] if block_dropout else []
     ways += [f"halve its stage1.latent_noise.strength {latent_noise:g}"] if latent_noise else []
     return ", ".join(ways)
 
@@ -153,8 +155,25 @@ def unbalanced(rows: Sequence[Row], num_steps: int, num_skipped_steps: int, adve
     if lately >= MIN_DISCRIMINATOR_LOSS:
         return None
     found = f"the discriminator's loss is {lately:.2f} in the later half of the adversarial steps, less than {MIN_DISCRIMINATOR_LOSS:g}"
-    advice = "halve the stage's learning_rate, or lower reconstruction_loss.discriminator_learning_rate_factor"
+    advice = "halve the stage's learning_rate, or lower reconstruction_loss.discriminator_learning_rate"
     return Alarm(UNSTABLE, int(rows[-1].get("step", 0)), found, advice)
+
+
+def idle_discriminator(rows: Sequence[Row], num_steps: int, num_skipped_steps: int, discriminator_start: int) -> Alarm | None:
+    """A discriminator that has learnt nothing by the end: its gradient is noise, which the adaptive weight makes as large as any.
+
+    Args:
+        discriminator_start: the first step at which it learns.
+    """
+    if not rows or rows[-1].get("step", 0) < num_steps or num_steps - discriminator_start < JUDGED_FROM_STEP:
+        return None
+    last_quarter = num_steps - (num_steps - discriminator_start) / 4
+    losses = [row["discriminator"] for row in rows[-NUM_ROWS_LOOKED_AT:] if "discriminator" in row and row.get("step", 0) > last_quarter]
+    if not losses or min(losses) <= MAX_DISCRIMINATOR_LOSS:
+        return None
+    found = f"the discriminator's loss stays above {MAX_DISCRIMINATOR_LOSS:g} in the last quarter of its steps; 1 is chance"
+    advice = "set the arms' num_adversarial_steps to 0, or raise them or reconstruction_loss.discriminator_learning_rate"
+    return Alarm(IDLE_DISCRIMINATOR, int(rows[-1]["step"]), found, advice)
 
 
 def loss_over_first(rows: Sequence[Row], loss: str) -> float:

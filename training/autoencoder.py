@@ -18,15 +18,16 @@ from models.bottleneck import build_bottleneck, usage_metrics
 from models.discriminator import PatchDiscriminator
 from models.latent_noise import disturb
 from models.metric import Metric
-from sections import ArmStage1, ArmStage2, Autoencoder, LatentNoise, Optimization
+from sections import ArmStage1, ArmStage2, Autoencoder, LatentNoise, Optimization, ReconstructionLoss
 from storage.decoders import load_decoder
 from storage.frozen import load_frozen
 from storage.latents import LatentDataset
 from storage.shards import ShardDataset, read_manifest
-from training.alarms import Detector, idle_stage2, strengthen, unbalanced, unstable, weak_decoder
+from training.alarms import Detector, idle_discriminator, idle_stage2, strengthen, unbalanced, unstable, weak_decoder
 from training.footprint import require_memory
 from training.linear_map import GAIN_OVER_LINEAR, GAIN_OVER_MEAN, LinearMap, MeanImage
 from training.randomness import derive_seed
+from training.schedule import Pace
 
 MAX_VALIDATION_IMAGES = 500
 VALIDATION_BATCH_SIZE = 100
@@ -86,21 +87,22 @@ class Stage1Objective:
         self.bottleneck_config = bottleneck_config(params.bottleneck, arm)
         self._require_memory(params, image_size)
         bottleneck = _seeded(params.seed, "bottleneck", lambda: build_bottleneck(self.bottleneck_config))
-        dropout = max(arm.dropout, params.autoencoder.dropout)
-        self.config = autoencoder_config(params.autoencoder, image_size, bottleneck, arm.channels_multiplier, dropout)
+        self.config = autoencoder_config(params.autoencoder, image_size, bottleneck, arm)
         parts = {
             "encoder": _seeded(params.seed, "encoder", lambda: Encoder(self.config)),
             "bottleneck": bottleneck,
             "decoder": _seeded(params.seed, "decoder", lambda: Decoder(self.config)),
         }
         self.modules: dict[str, nn.Module] = {"autoencoder": _place(nn.ModuleDict(parts), device)}
-        self.learning_rate_factors = {"discriminator": params.reconstruction_loss.discriminator_learning_rate_factor}
+        self.paces = {"discriminator": discriminator_pace(params.reconstruction_loss)}
         self.loss_terms = _build_loss(params, arm, params.stage1, image_size, self.modules, device)
         self.stops_on_alarm = params.stage1.stop_on_alarm
-        weakness = strengthen(arm.channels_multiplier, arm.dropout, arm.latent_noise and arm.latent_noise.strength)
+        weakness = strengthen(arm.channels_multiplier, arm.dropout, arm.block_dropout, arm.latent_noise and arm.latent_noise.strength)
+        learns = partial(idle_discriminator, discriminator_start=self.loss_terms.discriminator_start)
         self.detectors = (
             partial(weak_decoder, weakness=weakness, is_discrete=bottleneck.is_discrete, hears_noise=arm.latent_noise is not None),
             partial(unstable, loss="pixel", advice=f"halve stage1.learning_rate, or {LESS_ADVERSARIAL}"),
+            learns,
             *(() if weakness else (_balance(self.loss_terms),)),  # images of a weak decoder are told apart because it is weak
         )
 
@@ -109,7 +111,7 @@ class Stage1Objective:
 
         def build() -> nn.Module:
             bottleneck = build_bottleneck(self.bottleneck_config)
-            config = autoencoder_config(params.autoencoder, image_size, bottleneck, arm.channels_multiplier, 0.0)
+            config = autoencoder_config(params.autoencoder, image_size, bottleneck, arm)
             return nn.ModuleDict({"encoder": Encoder(config), "bottleneck": bottleneck, "decoder": Decoder(config)})
 
         def run(parts: nn.Module) -> Tensor:
@@ -130,6 +132,12 @@ class Stage1Objective:
         reconstruction = autoencoder["decoder"](_with_noise(output.z, output.tokens, autoencoder["bottleneck"], self.latent_noise))
         loss, metrics = self.loss_terms(reconstruction, images, autoencoder["decoder"].last_layer, step)
         return loss + output.loss, {**metrics, **output.metrics}
+
+    def end_step(self, averages: dict[str, nn.Module]) -> None:
+        bottleneck = self.modules["autoencoder"]["bottleneck"]
+        moved = bottleneck.end_step()
+        if len(moved):  # an average would take many steps to follow, and meanwhile hold codes that no image has
+            averages["autoencoder"]["bottleneck"].codebook.data[moved] = bottleneck.codebook.data[moved]
 
     def validate(self, averages: dict[str, nn.Module]) -> dict[str, float]:
         autoencoder = averages["autoencoder"]
@@ -164,24 +172,21 @@ class Stage2Objective:
         self.examples = self._open_split(inputs, "train", frozen.sha256)
         self.validation = self._open_split(inputs, "validation", frozen.sha256)
         size = frozen.autoencoder_config.image_size
-        self.config = autoencoder_config(params.autoencoder, size, frozen.bottleneck, 1.0, params.autoencoder.dropout)
+        self.config = autoencoder_config(params.autoencoder, size, frozen.bottleneck)
         self._require_memory(params.stage2)
         arm = params.arm.stage2
         self.latent_noise = arm.latent_noise
-        if arm.start == "stage1":
-            decoder = load_decoder(inputs.stage1, frozen.sha256).requires_grad_(True)
-        else:
-            decoder = _seeded(params.seed, "stage2 decoder", lambda: Decoder(self.config))
+        decoder = _seeded(params.seed, "stage2 decoder", lambda: Decoder(self.config))
+        if arm.start == "stage1":  # its weights alone: what has weakened it, such as dropout, ends with stage 1
+            decoder.load_state_dict(load_decoder(inputs.stage1, frozen.sha256).state_dict())
         self.modules: dict[str, nn.Module] = {"decoder": _place(decoder, device)}
-        self.learning_rate_factors = {
-            "decoder": arm.learning_rate_factor,
-            "discriminator": params.reconstruction_loss.discriminator_learning_rate_factor,
-        }
+        self.paces = {"decoder": Pace(arm.learning_rate_factor), "discriminator": discriminator_pace(params.reconstruction_loss)}
         self.loss_terms = _build_loss(params, arm, params.stage2, size, self.modules, device)
         self.load_stage1_decoder = partial(load_decoder, inputs.stage1, frozen.sha256)
         calm = partial(unstable, loss="pixel", advice=f"halve stage2.learning_rate, or {LESS_ADVERSARIAL}")
         # With noise it learns to be worse on clean latents, and better on others.
-        self.detectors = (*(() if arm.latent_noise else (idle_stage2,)), calm, _balance(self.loss_terms))
+        learns = partial(idle_discriminator, discriminator_start=self.loss_terms.discriminator_start)
+        self.detectors = (*(() if arm.latent_noise else (idle_stage2,)), calm, learns, _balance(self.loss_terms))
 
     def _require_memory(self, optimization: Optimization) -> None:
         side = self.examples.latents.grid[0]
@@ -201,6 +206,9 @@ class Stage2Objective:
         z = self.bottleneck.decode(batch if self.bottleneck.is_discrete else {"mean": self._draw(**batch)})
         reconstruction = decoder(_with_noise(z, batch.get("tokens"), self.bottleneck, self.latent_noise))
         return self.loss_terms(reconstruction, images, decoder.last_layer, step)
+
+    def end_step(self, averages: dict[str, nn.Module]) -> None:
+        """Nothing but gradients changes a decoder, and the bottleneck is frozen."""
 
     @staticmethod
     def _draw(mean: Tensor, logvar: Tensor) -> Tensor:
@@ -229,10 +237,12 @@ class Stage2Objective:
         return _psnr_db(squared_errors)
 
 
-def autoencoder_config(
-    settings: Autoencoder, image_size: int, bottleneck: nn.Module, channels_multiplier: float, decoder_dropout: float
-) -> AutoencoderConfig:
-    """The shape of an autoencoder around a bottleneck, whose decoder has ``channels_multiplier`` times the encoder's channels."""
+def autoencoder_config(settings: Autoencoder, image_size: int, bottleneck: nn.Module, arm: ArmStage1 | None = None) -> AutoencoderConfig:
+    """The shape of an autoencoder around a bottleneck.
+
+    Args:
+        arm: what weakens the decoder; None: nothing does.
+    """
     return AutoencoderConfig(
         image_size=image_size,
         patch_size=settings.patch_size,
@@ -242,10 +252,16 @@ def autoencoder_config(
         attention_resolutions=tuple(settings.attention_resolutions),
         encoder_channels_out=bottleneck.encoder_channels,
         latent_channels=bottleneck.latent_channels,
-        decoder_channels=max(1, round(settings.channels * channels_multiplier)),
+        decoder_channels=max(1, round(settings.channels * arm.channels_multiplier)) if arm else settings.channels,
         encoder_dropout=settings.dropout,
-        decoder_dropout=decoder_dropout,
+        decoder_dropout=max(arm.dropout, settings.dropout) if arm else settings.dropout,
+        decoder_block_dropout=arm.block_dropout if arm else 0.0,
     )
+
+
+def discriminator_pace(settings: ReconstructionLoss) -> Pace:
+    """A rate of its own in every arm and stage: it starts anew when the autoencoder's rate has nearly decayed."""
+    return Pace(constant_rate=settings.discriminator_learning_rate, betas=tuple(settings.discriminator_betas))
 
 
 def examples_at_once(optimization: Optimization) -> int:

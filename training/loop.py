@@ -22,7 +22,7 @@ from training.checkpoint import load_checkpoint, save_checkpoint
 from training.compute import autocast
 from training.live import Unwatched, say
 from training.randomness import batch_indices, derive_seed
-from training.schedule import MovingAverage, build_optimizer, learning_rate
+from training.schedule import MovingAverage, Pace, build_optimizer, learning_rate, set_learning_rates
 
 MAX_CONSECUTIVE_SKIPS = 5
 
@@ -42,7 +42,7 @@ class Objective(Protocol):
     Attributes:
         modules: name -> module with trained parameters; gradients are clipped per module.
         averaged: names of those kept as moving averages; the averages are what is validated and kept.
-        learning_rate_factors: name of a module -> multiple of the learning rate that it trains at; 1 where absent.
+        paces: name of a module -> how fast it learns; as the stage does where absent.
         examples: the training set.
         selection: the validation metric (lower is better) that chooses the step whose weights are kept; None: the last step.
         detectors: what raises alarms, once for each signature.
@@ -51,7 +51,7 @@ class Objective(Protocol):
 
     modules: dict[str, nn.Module]
     averaged: tuple[str, ...]
-    learning_rate_factors: dict[str, float]
+    paces: dict[str, Pace]
     examples: Examples
     selection: str | None
     detectors: tuple[Detector, ...]
@@ -59,6 +59,9 @@ class Objective(Protocol):
 
     def loss(self, batch: dict[str, Tensor], step: int) -> tuple[Tensor, dict[str, Tensor]]:
         """The scalar to minimise, and scalars to log. Draws random numbers from torch's global generator only."""
+
+    def end_step(self, averages: dict[str, nn.Module]) -> None:
+        """Once after every step, of however many parts its batch was: what is changed by no gradient, in the averages too."""
 
     def validate(self, averages: dict[str, nn.Module]) -> dict[str, float]:
         """Metrics of the averaged modules on the validation set."""
@@ -124,7 +127,7 @@ class Trainer:
         self.view = view or Unwatched()
         self.rank = dist.get_rank() if dist.is_initialized() else 0
         self.world_size = dist.get_world_size() if dist.is_initialized() else 1
-        self.optimizer = build_optimizer(objective.modules, optimization, objective.learning_rate_factors)
+        self.optimizer = build_optimizer(objective.modules, optimization, objective.paces)
         self.averages = {name: MovingAverage(objective.modules[name], optimization.ema_decay) for name in objective.averaged}
         self.best: dict[str, dict[str, Tensor]] = {}
         self.progress = Progress()
@@ -179,8 +182,7 @@ class Trainer:
 
     def _step(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         step = self.progress.step
-        for group in self.optimizer.param_groups:
-            group["lr"] = group["factor"] * learning_rate(self.optimization, step, self.num_steps)
+        set_learning_rates(self.optimizer, self.optimization, step, self.num_steps)
         for module in self.objective.modules.values():
             module.train()
         self.optimizer.zero_grad(set_to_none=True)
@@ -197,6 +199,7 @@ class Trainer:
         else:
             self.progress.num_skipped_steps += 1
             self.progress.num_consecutive_skips += 1
+        self.objective.end_step({name: average.module for name, average in self.averages.items()})
         named = {f"gradient_norm_{name}": norm for name, norm in norms.items()}
         for name, norm in named.items():
             if math.isfinite(norm):

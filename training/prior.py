@@ -15,6 +15,7 @@ from storage.latents import FLIPPED, LatentDataset
 from training.alarms import unstable
 from training.footprint import require_memory
 from training.randomness import derive_seed
+from training.schedule import Pace
 
 VALIDATION_BATCH_SIZE = 250
 
@@ -57,13 +58,16 @@ class PriorObjective:
         self.config = prior.config
         self.metric = prior.loss_metric
         self.selection = f"validation_{self.metric.name}"
-        self.learning_rate_factors: dict[str, float] = {}
+        self.paces: dict[str, Pace] = {}
         self.detectors = (partial(unstable, loss=self.metric.name, advice="halve prior.training.learning_rate"),)
         self.modules: dict[str, nn.Module] = {"prior": prior.to(device)}
 
     def loss(self, batch: dict[str, Tensor], step: int) -> tuple[Tensor, dict[str, Tensor]]:
         loss = self._losses(self.modules["prior"], _draw_views(batch)).mean()
         return loss, {self.metric.name: loss}
+
+    def end_step(self, averages: dict[str, nn.Module]) -> None:
+        """Nothing but gradients changes a prior."""
 
     def validate(self, averages: dict[str, nn.Module]) -> dict[str, float]:
         total = 0.0

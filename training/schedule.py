@@ -2,6 +2,7 @@
 
 import copy
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -19,22 +20,46 @@ def learning_rate(optimization: Optimization, step: int, num_steps: int) -> floa
     return optimization.learning_rate * (floor + (1 - floor) * cosine)
 
 
-def build_optimizer(modules: dict[str, nn.Module], optimization: Optimization, factors: dict[str, float]) -> torch.optim.AdamW:
+@dataclass(frozen=True)
+class Pace:
+    """How fast one module learns.
+
+    Attributes:
+        factor: multiple of the stage's scheduled learning rate.
+        constant_rate: learning rate of its own, the same at every step; None: the stage's rate times ``factor``.
+        betas: of Adam; None: the stage's.
+    """
+
+    factor: float = 1.0
+    constant_rate: float | None = None
+    betas: tuple[float, float] | None = None
+
+
+def build_optimizer(modules: dict[str, nn.Module], optimization: Optimization, paces: dict[str, Pace]) -> torch.optim.AdamW:
     """AdamW; weight decay on matrices and filters only, not on gains, biases and positions.
 
     Args:
-        factors: name of a module -> multiple of the learning rate that it trains at, kept in its group; 1 where absent.
+        paces: of each module by name, kept in its groups; the stage's own where absent.
     """
     groups = []
     for name, module in modules.items():
+        pace = paces.get(name, Pace())
         parameters = [p for p in module.parameters() if p.requires_grad]
         matrices, vectors = [p for p in parameters if p.ndim >= 2], [p for p in parameters if p.ndim < 2]
-        shared = {"factor": factors.get(name, 1.0)}
+        shared = {"factor": pace.factor, "constant_rate": pace.constant_rate, "betas": pace.betas or tuple(optimization.betas)}
         groups += [
             {"params": matrices, "weight_decay": optimization.weight_decay, **shared},
             {"params": vectors, "weight_decay": 0.0, **shared},
         ]
     return torch.optim.AdamW(groups, lr=optimization.learning_rate, betas=tuple(optimization.betas))
+
+
+def set_learning_rates(optimizer: torch.optim.Optimizer, optimization: Optimization, step: int, num_steps: int) -> None:
+    """Give each group the learning rate that its pace has at a step."""
+    scheduled = learning_rate(optimization, step, num_steps)
+    for group in optimizer.param_groups:
+        constant = group["constant_rate"]
+        group["lr"] = group["factor"] * scheduled if constant is None else constant
 
 
 class MovingAverage:

@@ -86,10 +86,17 @@ def test_scale_of_the_encoder_output_does_not_matter():
     assert torch.equal(vq.encode(z)["tokens"], vq.encode(100 * z)["tokens"])
 
 
+def train_step(vq, *parts):
+    """One training step whose batch comes in parts."""
+    outputs = [vq(part) for part in parts]
+    vq.end_step()
+    return outputs[-1]
+
+
 def test_a_dead_code_is_moved_onto_an_encoder_output_and_then_used():
     vq = quantizer(revive_after_steps=3).train()
     z = F.normalize(torch.randn(1, 4, 1, 1), dim=1).expand(2, 4, 3, 3) + 0.01 * torch.randn(2, 4, 3, 3)
-    usage = [vq(z).metrics["codebook_usage"].item() for _ in range(5)]
+    usage = [train_step(vq, z).metrics["codebook_usage"].item() for _ in range(5)]
     assert max(usage[:3]) < 0.2
     assert usage[4] > 0.4  # after three unused steps, the rest stand on encoder outputs and win positions
     similarity = F.normalize(vq.codebook, dim=-1) @ F.normalize(z, dim=1).permute(0, 2, 3, 1).reshape(-1, 4).T
@@ -100,19 +107,34 @@ def test_nothing_is_revived_when_turned_off_or_in_evaluation():
     for vq in (quantizer(revive_after_steps=0).train(), quantizer(revive_after_steps=1).eval()):
         before = vq.codebook.clone()
         for _ in range(5):
-            vq(torch.ones(1, 4, 2, 2))
+            train_step(vq, torch.ones(1, 4, 2, 2))
         assert torch.equal(vq.codebook, before)
+
+
+def test_codes_are_moved_after_as_many_steps_however_many_parts_their_batches_have():
+    z, moved = torch.randn(8, 4, 3, 3), {}
+    for num_parts in (1, 4):
+        torch.manual_seed(0)
+        vq = quantizer(num_codes=256, revive_after_steps=3).train()
+        found = []
+        for _ in range(3):
+            for part in z.chunk(num_parts):
+                vq(part)
+            found.append(vq.end_step())
+        moved[num_parts] = found
+    assert [len(found) for found in moved[1]][:2] == [0, 0] and len(moved[1][2]) > 100
+    assert all(torch.equal(*pair) for pair in zip(moved[1], moved[4], strict=True))
 
 
 def test_a_batch_that_is_not_finite_moves_no_code_onto_it():
     vq = quantizer(revive_after_steps=1).train()
     before = vq.codebook.clone()
     z = torch.full((1, 4, 2, 2), torch.nan)
-    vq(z)
+    train_step(vq, z)
     assert torch.equal(vq.codebook, before)
     z[..., 0, 0] = torch.tensor([1.0, 0.0, 0.0, 0.0])  # of its four positions one is finite
     for _ in range(20):
-        vq(z)
+        train_step(vq, z)
     assert vq.codebook.isfinite().all()
     assert (F.normalize(vq.codebook, dim=-1)[:, 0] > 0.99).sum() > 10
 

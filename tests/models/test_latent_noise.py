@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from models.bottleneck import DiagonalGaussian, FiniteScalarQuantizer, VectorQuantizer
-from models.latent_noise import disturb, interpolate_towards_noise
+from models.latent_noise import disturb
 
 
 def quantizers():
@@ -12,29 +12,43 @@ def quantizers():
     return [VectorQuantizer(64, 4, 0.25, 0), FiniteScalarQuantizer([5, 4, 2])]
 
 
-def test_interpolation_takes_each_image_a_way_of_its_own_towards_noise_of_the_latents_own_scale():
-    torch.manual_seed(0)
-    scale = torch.tensor([0.5, 3.0]).view(1, 2, 1, 1)
-    z = (torch.randn(4000, 2, 4, 4) * scale).requires_grad_()
-    for strength in (0.5, 2.0):
-        noisy = interpolate_towards_noise(z, strength)
-        (kept,) = torch.autograd.grad(noisy.sum(), z)
-        kept = kept[:, 0, 0, 0]  # 1 - tau, as sigma is detached
-        assert kept.min() >= 0 and kept.max() <= 1 and abs(kept.mean() - 0.5) < 0.02 and abs(kept.var() - 1 / 12) < 0.01
-        noise = (noisy - kept.view(-1, 1, 1, 1) * z).detach() / (1 - kept).view(-1, 1, 1, 1).clamp(min=0.05)
-        noise = noise[kept < 0.9]
-        assert torch.allclose(noise.std(dim=(0, 2, 3)), strength * scale.flatten(), rtol=0.03)
-        assert noise.mean().abs() < 0.05
+KL = DiagonalGaussian(2, 0.0)
+SCALE = torch.tensor([0.5, 3.0]).view(1, 2, 1, 1)  # of each channel
 
 
-def test_added_noise_is_of_each_channels_own_scale():
+@pytest.mark.parametrize("strength", [0.5, 2.0])
+def test_added_noise_is_of_each_channels_own_scale_and_of_a_strength_of_its_own_in_each_image(strength):
     torch.manual_seed(0)
-    scale = torch.tensor([0.5, 3.0]).view(1, 2, 1, 1)
-    z = (5 + torch.randn(4000, 2, 4, 4) * scale).requires_grad_()
-    noisy = disturb(z, None, DiagonalGaussian(2, 0.0), "added", 0.3)
-    assert torch.allclose((noisy - z).detach().std((0, 2, 3)), 0.3 * scale.flatten(), rtol=0.03)
-    (gradient,) = torch.autograd.grad(noisy.sum(), z)
-    assert torch.equal(gradient, torch.ones_like(z))
+    z = 5 + torch.randn(4000, 2, 8, 8) * SCALE
+    noise = (disturb(z, None, KL, "added", strength) - z) / SCALE  # (B, 2, 8, 8)
+    assert torch.allclose(noise.std((0, 2, 3)), torch.full((2,), strength / 3**0.5), rtol=0.03)  # tau uniform: E tau^2 is 1/3
+    of_images = noise.std((1, 2, 3)) / strength  # tau, seen through 128 values
+    assert of_images.min() < 0.01 and 0.9 < of_images.max() < 1.3  # clean latents too
+    counts = torch.histc(of_images.clamp(max=0.999), 4, 0, 1)
+    assert (counts / 1000 - 1).abs().max() < 0.1
+
+
+@pytest.mark.parametrize("strength", [0.5, 2.0])
+def test_interpolation_takes_each_image_a_way_of_its_own_towards_noise_of_the_latents_own_scale(strength):
+    torch.manual_seed(0)
+    z = torch.randn(4000, 2, 8, 8) * SCALE
+    noisy = disturb(z, None, KL, "interpolated", strength)
+    kept = (noisy * z / SCALE**2).mean((1, 2, 3)) / (z / SCALE).square().mean((1, 2, 3))  # 1 - tau, give or take the noise
+    assert abs(kept.mean() - 0.5) < 0.02
+    size = (noisy / SCALE).square().mean((0, 2, 3))  # E (1 - tau)^2 + strength^2 E tau^2, each a third
+    assert torch.allclose(size, torch.full((2,), (1 + strength**2) / 3), rtol=0.05)
+
+
+@pytest.mark.parametrize("kind", ["added", "interpolated"])
+def test_noise_rewards_no_larger_latent(kind):
+    """Of a decoder that hears no scale, the loss has no slope along z. Were the noise's scale held fixed, it would fall as z grows."""
+    torch.manual_seed(0)
+    z = torch.randn(2000, 2, 4, 4, requires_grad=True)
+    noisy = disturb(z, None, KL, kind, 0.5)
+    decoded = noisy / noisy.square().mean().sqrt()
+    loss = (decoded - z.detach()).square().mean()
+    (gradient,) = torch.autograd.grad(loss, z)
+    assert abs((gradient * z).sum()) < 1e-3 * loss
 
 
 @pytest.mark.parametrize("index", [0, 1])
@@ -46,6 +60,14 @@ def test_so_many_tokens_are_swapped_and_none_for_itself(index, share):
     assert swapped.shape == tokens.shape and swapped.dtype == tokens.dtype
     assert swapped.min() >= 0 and swapped.max() < quantizer.num_codes
     assert abs((swapped != tokens).double().mean() - share) < 0.01  # 12,800 tokens: four deviations at 0.1
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_each_image_has_a_share_of_its_own_swapped(index):
+    quantizer = quantizers()[index]
+    tokens = torch.randint(quantizer.num_codes, (3, 40, 40))
+    swapped = quantizer.swap_tokens(tokens, torch.tensor([0.0, 0.5, 1.0]).view(3, 1, 1)) != tokens
+    assert torch.allclose(swapped.double().mean((1, 2)), torch.tensor([0.0, 0.5, 1.0]).double(), atol=0.05)
 
 
 def test_a_learned_code_is_swapped_for_its_nearest_ones():
@@ -81,7 +103,7 @@ def test_a_decoder_gets_the_swapped_codes_and_the_encoder_the_gradient_of_its_ow
     torch.manual_seed(1)
     noisy = disturb(output.z, output.tokens, quantizer, "swapped", 0.5)
     torch.manual_seed(1)
-    swapped = quantizer.swap_tokens(output.tokens, 0.5)
+    swapped = quantizer.swap_tokens(output.tokens, 0.5 * torch.rand(3, 1, 1, 1)[:, 0])
     assert not torch.equal(swapped, output.tokens)
     assert torch.allclose(noisy, quantizer.decode({"tokens": swapped}), atol=1e-6)
     gradients = [torch.autograd.grad(value.sum(), z, retain_graph=True)[0] for value in (noisy, output.z)]

@@ -15,6 +15,7 @@ from tests.training.test_loop import Killed, Regression, die_at, trainer
 from tests.training.tiny import tiny_params, write_tiny_shards
 from training.alarms import (
     JUDGED_FROM_STEP,
+    MAX_DISCRIMINATOR_LOSS,
     MAX_GRADIENT_RATIO,
     MAX_LOSS_RATIO,
     MAX_LOSS_TO_LINEAR_DB,
@@ -24,6 +25,7 @@ from training.alarms import (
     MIN_GAIN_OVER_MEAN_HEARING_NOISE_DB,
     NUM_ROWS_BEFORE_RATIO,
     gain_over_linear_asked,
+    idle_discriminator,
     idle_stage2,
     strengthen,
     unbalanced,
@@ -35,10 +37,11 @@ from training.launch import train
 from training.linear_map import LinearMap, MeanImage
 from training.live import RECORD, LiveView
 
-weakened = partial(weak_decoder, weakness=strengthen(0.5, 0.0, None), is_discrete=True, hears_noise=False)
+weakened = partial(weak_decoder, weakness=strengthen(0.5, 0.0, 0.0, None), is_discrete=True, hears_noise=False)
 calm = partial(unstable, loss="pixel", advice="halve stage1.learning_rate")
 balanced = partial(unbalanced, adversarial_start=640)  # of 800 steps, as healthy() has them
-DETECTORS = {"weak_decoder": weakened, "idle_stage2": idle_stage2, "unstable": calm, "unbalanced": balanced}
+learns = partial(idle_discriminator, discriminator_start=600)
+DETECTORS = {"weak_decoder": weakened, "idle_stage2": idle_stage2, "unstable": calm, "unbalanced": balanced, "idle_discriminator": learns}
 
 
 def healthy(num_rows=32, every=25):
@@ -50,7 +53,7 @@ def healthy(num_rows=32, every=25):
         row["gradient_norm_autoencoder_max"] = 0.2 + (1.0 if number == 1 else 0.0) + 0.1 * math.sin(5 * number)
         row["gradient_norm_discriminator_max"] = 0.0
         if share > 0.75:
-            row |= {"discriminator": 1.0, "gradient_norm_discriminator_max": 3.0}
+            row |= {"discriminator": 0.8, "gradient_norm_discriminator_max": 3.0}
         if share > 0.8:
             row |= {"adversarial": 0.1, "adaptive_weight": 40.0, "pixel": row["pixel"] * 1.3}
             row["gradient_norm_autoencoder_max"] *= 2.5
@@ -115,7 +118,7 @@ def test_more_is_asked_of_a_decoder_the_longer_it_trains_and_the_nearer_it_is_to
 
 def test_a_discriminator_that_wins_is_found_in_the_later_half_of_the_adversarial_steps():
     alarm = raised(balanced, with_values(healthy(), discriminator=MIN_DISCRIMINATOR_LOSS - 0.1))
-    assert (alarm.signature, alarm.is_hopeless) == ("unstable", False) and "discriminator_learning_rate_factor" in alarm.advice
+    assert (alarm.signature, alarm.is_hopeless) == ("unstable", False) and "discriminator_learning_rate" in alarm.advice
     assert alarm.step == 750  # the second row behind step 720
 
 
@@ -125,15 +128,30 @@ def test_one_that_wins_for_a_while_is_none(wins):
     assert raised(balanced, rows) is None
 
 
+def test_a_discriminator_that_has_learnt_nothing_is_found_at_the_end():
+    rows = with_values(healthy(), discriminator=MAX_DISCRIMINATOR_LOSS + 0.02)
+    alarm = raised(learns, rows)
+    assert (alarm.signature, alarm.step, alarm.is_hopeless) == ("idle_discriminator", 800, False)
+    assert "num_adversarial_steps" in alarm.advice and "discriminator_learning_rate" in alarm.advice
+    assert raised(learns, rows[:-1]) is None  # it may still learn
+    assert raised(partial(learns, discriminator_start=800 - JUDGED_FROM_STEP + 1), rows) is None  # too few steps to learn in
+
+
+def test_one_that_learns_late_is_none():
+    rows = with_values(healthy(), discriminator=1.0)
+    assert raised(learns, [*rows[:-1], rows[-1] | {"discriminator": MAX_DISCRIMINATOR_LOSS - 0.02}]) is None
+
+
 def test_few_steps_are_not_judged():
     rows = with_values(healthy(every=1), validation_gain_over_mean_image_db=-9.0)
     assert rows[-1]["step"] < JUDGED_FROM_STEP and raised(weakened, rows, num_steps=32) is None
 
 
 def test_advice_names_each_weakness_of_the_arm():
-    advice = strengthen(0.5, 0.25, 1.0)
-    assert all(name in advice for name in ("stage1.channels_multiplier 0.5", "stage1.dropout 0.25", "stage1.latent_noise.strength 1"))
-    assert strengthen(1.0, 0.0, None) == ""
+    advice = strengthen(0.5, 0.25, 0.1, 1.0)
+    ways = ("channels_multiplier 0.5", "dropout 0.25", "block_dropout 0.1", "latent_noise.strength 1")
+    assert all(f"stage1.{way}" in advice for way in ways)
+    assert strengthen(1.0, 0.0, 0.0, None) == ""
 
 
 @pytest.mark.parametrize(("error", "fires"), [(0.1, True), (0.6, False)])

@@ -15,6 +15,7 @@ from tests.training.tiny import tiny_params, write_tiny_latents, write_tiny_shar
 from training.autoencoder import LatentExamples, Stage1Objective, Stage2Objective
 from training.launch import train
 from training.linear_map import GAIN_OVER_LINEAR, GAIN_OVER_MEAN
+from training.schedule import Pace
 
 CPU = torch.device("cpu")
 VQ, KL = ("vq", "transformer", "autoregressive"), ("kl", "dit", "heun")
@@ -78,13 +79,6 @@ def test_arms_start_from_the_same_encoder_and_differ_in_the_decoder(inputs):
     assert torch.equal(baseline["encoder"].conv_in.weight, dae["encoder"].conv_in.weight)
     assert torch.equal(baseline["bottleneck"].codebook, dae["bottleneck"].codebook)
     assert dae["decoder"].conv_out.in_channels == baseline["decoder"].conv_out.in_channels // 2
-
-
-def test_dropout_arm_drops_in_the_auxiliary_decoder_only(inputs):
-    params = tiny_params("dae_dropout")
-    autoencoder = Stage1Objective(params, inputs, CPU).modules["autoencoder"]
-    rates = {name: {m.p for m in part.modules() if isinstance(m, torch.nn.Dropout)} for name, part in autoencoder.items()}
-    assert rates["encoder"] == {0.0} and rates["decoder"] == {0.5}
 
 
 def test_horizontal_flips_mirror_about_half_of_the_images(inputs, monkeypatch):
@@ -204,7 +198,7 @@ def test_latent_noise_of_stage2_is_there_in_training_and_not_in_validation(tmp_p
     assert seen[0].shape == seen[1].shape and not torch.allclose(*seen, atol=0.01)
     if noise["kind"] == "swapped":
         swapped = (seen[0] - seen[1]).abs().amax(1) > 1e-5  # (B, h, w)
-        assert abs(swapped.float().mean() - 0.5) < 0.1
+        assert abs(swapped.float().mean() - 0.25) < 0.1  # a half at most, drawn for each image
     validated = [objective.validate({"decoder": objective.modules["decoder"]}) for objective in (without, noisy)]
     assert validated[0] == validated[1]
 
@@ -214,4 +208,4 @@ def test_a_continued_decoder_learns_at_its_factor_of_the_rate_and_its_new_discri
     inputs = write_tiny_latents(tmp_path, params)
     stage1 = Stage1Objective(params, inputs, CPU)
     save_decoder(inputs.stage1, stage1.config, stage1.modules["autoencoder"]["decoder"], load_encoder(inputs.freeze).sha256)
-    assert Stage2Objective(params, inputs, CPU).learning_rate_factors == {"decoder": 0.3, "discriminator": 0.1}
+    assert Stage2Objective(params, inputs, CPU).paces == {"decoder": Pace(0.3), "discriminator": Pace(1.0, 0.0003, (0.5, 0.9))}

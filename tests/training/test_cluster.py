@@ -133,7 +133,7 @@ def prepared(tmp_path_factory) -> Path:
         (root / "artifacts" / target).parent.mkdir(parents=True, exist_ok=True)
         path.rename(root / "artifacts" / target)
     bottleneck = build_bottleneck(bottleneck_config(params.bottleneck, params.arm.stage1))
-    config = autoencoder_config(params.autoencoder, SIZE, bottleneck, 1.0, 0.0)
+    config = autoencoder_config(params.autoencoder, SIZE, bottleneck)
     torch.manual_seed(0)
     save_decoder(root / "artifacts/stage2/dae-0", config, Decoder(config), load_frozen(root / "artifacts/freeze/dae-0").sha256)
     seal(root)

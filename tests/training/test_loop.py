@@ -15,7 +15,7 @@ from sections import Optimization, Runtime
 from training.checkpoint import load_checkpoint, save_checkpoint
 from training.loop import Trainer, curves_csv
 from training.randomness import RowRandomness, batch_indices, derive_seed
-from training.schedule import MovingAverage, build_optimizer, learning_rate
+from training.schedule import MovingAverage, Pace, build_optimizer, learning_rate, set_learning_rates
 
 OPTIMIZATION = Optimization(
     batch_size=4,
@@ -61,13 +61,16 @@ class Regression:
     def __init__(self, dropout=0.2, poison=()):
         torch.manual_seed(0)
         self.modules = {"network": nn.Sequential(nn.Linear(5, 16), nn.ReLU(), nn.Dropout(dropout), nn.Linear(16, 1))}
-        self.examples, self.poison, self.learning_rate_factors = Points(), poison, {}
+        self.examples, self.poison, self.paces = Points(), poison, {}
 
     def loss(self, batch, step):
         error = (self.modules["network"](batch["x"]) - batch["y"]).square().mean()
         if step in self.poison:
             error = error * math.nan
         return error, {"error": error}
+
+    def end_step(self, averages):
+        pass
 
     def validate(self, averages):
         points = self.examples
@@ -161,7 +164,7 @@ def test_a_module_with_a_smaller_rate_moves_less(tmp_path):
     moved = {}
     for factor in (1.0, 0.1):
         objective = Regression(dropout=0.0)
-        objective.learning_rate_factors = {"network": factor}
+        objective.paces = {"network": Pace(factor)}
         start = objective.modules["network"][0].weight.detach().clone()
         trainer(tmp_path / str(factor), objective=objective, num_steps=2).run()
         moved[factor] = (objective.modules["network"][0].weight - start).norm()
@@ -331,11 +334,16 @@ def test_learning_rate_warms_up_and_ends_at_the_floor():
 
 
 def test_weight_decay_spares_vectors_and_modules_train_at_their_own_rate():
-    modules = {"a": nn.Sequential(nn.Conv2d(3, 4, 3), nn.GroupNorm(2, 4)), "b": nn.Linear(2, 2)}
-    groups = build_optimizer(modules, OPTIMIZATION, {"b": 0.1}).param_groups
-    assert [{p.ndim for p in group["params"]} for group in groups] == [{4}, {1}, {2}, {1}]
-    assert [group["weight_decay"] for group in groups] == [0.1, 0.0, 0.1, 0.0]
-    assert [group["factor"] for group in groups] == [1.0, 1.0, 0.1, 0.1]
+    modules = {"a": nn.Sequential(nn.Conv2d(3, 4, 3), nn.GroupNorm(2, 4)), "b": nn.Linear(2, 2), "c": nn.Linear(2, 2)}
+    optimizer = build_optimizer(modules, OPTIMIZATION, {"b": Pace(0.1), "c": Pace(constant_rate=0.02, betas=(0.5, 0.9))})
+    groups = optimizer.param_groups
+    assert [{p.ndim for p in group["params"]} for group in groups] == [{4}, {1}, {2}, {1}, {2}, {1}]
+    assert [group["weight_decay"] for group in groups] == [0.1, 0.0, 0.1, 0.0, 0.1, 0.0]
+    for step in (0, 5, 9):
+        set_learning_rates(optimizer, OPTIMIZATION, step, 10)
+        scheduled = learning_rate(OPTIMIZATION, step, 10)
+        assert [group["lr"] for group in groups] == pytest.approx([scheduled] * 2 + [0.1 * scheduled] * 2 + [0.02] * 2)
+    assert [group["betas"] for group in groups] == [(0.9, 0.95)] * 4 + [(0.5, 0.9)] * 2
 
 
 def test_moving_average_of_a_constant_is_the_constant_and_off_is_the_source():

@@ -66,11 +66,11 @@ def tiny_params(arm: str = "dae", family: tuple[str, str, str] = ("vq", "transfo
     return view
 
 
-def write_tiny_shards(folder: Path, num_images: int = 24, labels: bool = True) -> Path:
+def write_tiny_shards(folder: Path, num_images: int = 24, labels: bool = True, size: int = SIZE) -> Path:
     """Two training shards and one validation shard of smooth colour ramps."""
     folder.mkdir()
     generator = np.random.default_rng(0)
-    ramp = np.linspace(0, 1, SIZE)[:, None, None] * np.linspace(0, 1, SIZE)[None, :, None]
+    ramp = np.linspace(0, 1, size)[:, None, None] * np.linspace(0, 1, size)[None, :, None]
 
     def images(prefix, number):
         for index in range(number):
@@ -82,7 +82,7 @@ def write_tiny_shards(folder: Path, num_images: int = 24, labels: bool = True) -
         "train": [write_shard(folder / f"train-{n:06d}.tar", images(f"train{n}", half), "png") for n in range(2)],
         "validation": [write_shard(folder / "validation-000000.tar", images("validation", 10), "png")],
     }
-    write_manifest(folder, splits, SIZE, "png", ["a", "b", "c"] if labels else [])
+    write_manifest(folder, splits, size, "png", ["a", "b", "c"] if labels else [])
     return folder
 
 
@@ -91,7 +91,7 @@ def write_tiny_latents(root: Path, params) -> SimpleNamespace:
     shards = write_tiny_shards(root / "shards")
     torch.manual_seed(0)
     bottleneck = build_bottleneck(bottleneck_config(params.bottleneck, params.arm.stage1)).eval()
-    config = autoencoder_config(params.autoencoder, SIZE, bottleneck, 1.0, 0.0)
+    config = autoencoder_config(params.autoencoder, SIZE, bottleneck)
     encoder = Encoder(config).eval()
     save_encoder(root / "freeze", encoder_config(config, bottleneck_config(params.bottleneck, params.arm.stage1)), encoder, bottleneck)
     frozen = load_encoder(root / "freeze")
