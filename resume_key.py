@@ -23,10 +23,13 @@ from storage.seals import SEAL
 
 PROJECT = Path(__file__).parent
 FORMAT = "dae-scratch-1"  # layout of what scratch.py, publishing.py and stage.py keep; with a new one unfinished work starts over
+KINDS = ("parameters", "inputs", "code", "format")  # what differs is named in this order
+NUM_NAMED = 3  # of each kind
+MAX_VALUE_CHARACTERS = 40
 
 
-def resume_key(view: SimpleNamespace, inputs: dict[str, Path], files: tuple[str, ...]) -> str:
-    """A short hash of parameters, inputs and code.
+def resume_key(view: SimpleNamespace, inputs: dict[str, Path], files: tuple[str, ...]) -> tuple[str, dict]:
+    """A short hash of parameters, inputs and code, and the tree that it stands for, of each input no more than a hash.
 
     Args:
         view: the sections that the stage reads, with its seed and the name of its run.
@@ -40,7 +43,25 @@ def resume_key(view: SimpleNamespace, inputs: dict[str, Path], files: tuple[str,
         "inputs": {name: _listing(path) if name == "source" and path.is_dir() else _content(path) for name, path in inputs.items()},
         "code": loaded_code() | {name: sha256_file(PROJECT / name) for name in files},
     }
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+    short = {name: _hash(found) for name, found in content["inputs"].items()}  # a source may have millions of files
+    return _hash(content)[:16], {**content, "inputs": short}
+
+
+def name_differences(kept: dict, present: dict) -> str:
+    """What differs between the trees of two keys, the first few of each kind; empty where nothing does.
+
+    ``parameters stage1.learning_rate (0.005, now 0.004), seed (0, now 1) and 2 more; input shards; code training/loop.py``
+    """
+    before, now = _leaves(kept), _leaves(present)
+    changed = [path for path in dict.fromkeys([*now, *before]) if before.get(path) != now.get(path)]
+    said = []
+    for kind in KINDS:
+        paths = [path for path in changed if path[:1] == (kind,)]
+        names = [_name(path, present) + (_say_change(before.get(path), now.get(path)) if kind == "parameters" else "") for path in paths]
+        more = f" and {len(names) - NUM_NAMED} more" if len(names) > NUM_NAMED else ""
+        word = kind.removesuffix("s") if len(names) == 1 else kind
+        said += [f"{word} {', '.join(names[:NUM_NAMED])}{more}".strip()] if names else []
+    return "; ".join(said)
 
 
 def loaded_code() -> dict[str, str]:
@@ -99,6 +120,30 @@ def _plain(value):
         hidden = Optimization.CHANGING_NO_RESULT if isinstance(value, Optimization) else ()
         return {name: _plain(getattr(value, name)) for name in type(value).model_fields if name not in hidden}
     return value
+
+
+def _hash(tree) -> str:
+    return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
+
+
+def _leaves(tree, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], str]:
+    """Path -> value as JSON, in which a tree that was read from a file has the same text as one that was not."""
+    if not isinstance(tree, dict):
+        return {path: json.dumps(tree)}
+    return {leaf: text for name, part in tree.items() for leaf, text in _leaves(part, (*path, name)).items()}
+
+
+def _name(path: tuple[str, ...], present: dict) -> str:
+    """As params.yaml has it, where a stage sees no arm but its own."""
+    if path[:2] == ("parameters", "arm"):
+        path = ("parameters", "arms", present["parameters"]["run_name"].rpartition("-")[0], *path[2:])
+    return ".".join(path[1:])
+
+
+def _say_change(before: str | None, now: str | None) -> str:
+    texts = ["absent" if text is None else text for text in (before, now)]
+    short = [text if len(text) <= MAX_VALUE_CHARACTERS else f"{text[: MAX_VALUE_CHARACTERS - 3]}..." for text in texts]
+    return f" ({short[0]}, now {short[1]})" if short[0] != short[1] else ""
 
 
 def _content(path: Path) -> str | dict[str, str | dict]:

@@ -23,8 +23,8 @@ from announcing import announce_stage
 from errors import PipelineError, explain_os_error, explain_out_of_memory, is_out_of_memory
 from params import Params, load_params, select_sections
 from publishing import publish, settle
-from resume_key import resume_key
-from scratch import Scratch, live_folder, open_scratch
+from resume_key import name_differences, resume_key
+from scratch import SCRATCH_KEPT_SECONDS, Scratch, live_folder, open_scratch
 from storage.files import write_json
 from storage.seals import check_seals, write_seal
 from temporary import private_temporary_folder
@@ -126,10 +126,11 @@ def execute(stage: Stage, params: Params, arm: str | None, seed: int, root: Path
     check_seals(root, [path for name, path in inputs.items() if name != "source"], runs)
 
     targets = {kind: root / path for kind, path in stage.output_paths(run_name).items()}
-    key = resume_key(view, inputs, stage.files)
+    key, content = resume_key(view, inputs, stage.files)
     shown = {name: root / template.format(run=run_name) for name, template in stage.shown.items()}
     live = {"folder": live_folder(root, stage.name, run_name), "key": key, "sources": {**inputs, **shown}}
-    with open_scratch(root, stage.name, run_name, key) as scratch:
+    with open_scratch(root, stage.name, run_name, key, content) as scratch:
+        _say_what_others_have_kept(f"{stage.name} {run_name}" if stage.per_arm else stage.name, scratch, root)
         staged = {kind: scratch.staging / (kind + target.suffix) for kind, target in targets.items()}
         metrics = scratch.finished_metrics()
         if metrics is None:
@@ -140,16 +141,34 @@ def execute(stage: Stage, params: Params, arm: str | None, seed: int, root: Path
     return metrics
 
 
+def _say_what_others_have_kept(name: str, scratch: Scratch, root: Path) -> None:
+    """Name the latest unfinished work that this run does not go on with, and what would have to be as it was for that."""
+    others = scratch.unfinished_of_others()
+    if not others:
+        return
+    latest = others[0]
+    folder = latest.folder.relative_to(root.resolve()) if latest.folder.is_relative_to(root.resolve()) else latest.folder
+    written, until = (
+        time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds)) for seconds in (latest.written, latest.written + SCRATCH_KEPT_SECONDS)
+    )
+    step = "" if latest.step is None else f", step {latest.step}"
+    differences = name_differences(latest.content, scratch.content) if latest.content else ""
+    reason = f"as these differ: {differences}; put them back to resume it" if differences else "and what differs is not on record"
+    more = f"; {len(others) - 1} more of other keys beside it" if len(others) > 1 else ""
+    line = f"is kept in {folder} until {until} (last written {written}{step}) and is not resumed, {reason}{more}"
+    print(f"{name}: unfinished work of another key {line}", file=sys.stderr, flush=True)
+
+
 def _run(
     stage: Stage, view: SimpleNamespace, inputs: dict[str, Path], staged: dict[str, Path], live: dict, scratch: Scratch, root: Path
 ) -> dict:
     """Have the stage write all its outputs where they are staged; returns its metrics."""
     started = time.monotonic()
-    scratch.begin()
-    resumed = any(scratch.state.iterdir())
-    staged["artifact"].mkdir()
-    outputs = SimpleNamespace(artifact=staged["artifact"], curves=staged.get("curves"), scratch=scratch.state, live=live)
     try:
+        scratch.begin()
+        resumed = any(scratch.state.iterdir())
+        staged["artifact"].mkdir()
+        outputs = SimpleNamespace(artifact=staged["artifact"], curves=staged.get("curves"), scratch=scratch.state, live=live)
         metrics = stage.run(view, SimpleNamespace(**inputs), outputs) or {}
         if stage.has_records:
             write_json(staged["metrics"], metrics)
