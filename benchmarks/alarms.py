@@ -150,12 +150,14 @@ class Tally:
 def choose(size: Size, number: int, arm: str, sabotage: str | None = None) -> SimpleNamespace:
     """The parameters of one run; a sabotaged one differs from the other of its number in what is sabotaged alone."""
     draw, bottleneck = Random(number), size.families[number % len(size.families)]
+    # Half of the steps are adversarial, which the default's arms do without, and its discriminator has to learn in fewer steps.
+    losses = {"perceptual": "none", "discriminator_head_start": int(size.steps_share * 50), "discriminator_learning_rate": 0.002}
     rate, channels = draw.choice(size.rates), draw.choice(size.channels)
     params = open_params(
         arm,
         dataset={"image_size": size.image_size},
         autoencoder={"channels": channels},
-        reconstruction_loss={"perceptual": "none", "discriminator_head_start": int(size.steps_share * 50)},
+        reconstruction_loss=losses,
         runtime={"num_threads": 1, "log_every_steps": size.every[0], "checkpoint_every_steps": 10**6},
     )
     params.seed, params.bottleneck = number, BOTTLENECKS[bottleneck["kind"]](**bottleneck)
@@ -164,8 +166,8 @@ def choose(size: Size, number: int, arm: str, sabotage: str | None = None) -> Si
         params.arm.stage2 = params.arm.stage2.model_copy(update={"latent_noise": noise})
     for name in ("stage1", "stage2"):
         stage = getattr(params.arm, name)
-        shorter = {key: int(size.steps_share * getattr(stage, key)) for key in ("num_steps", "num_adversarial_steps")}
-        setattr(params.arm, name, stage.model_copy(update=shorter))
+        num_steps = int(size.steps_share * stage.num_steps)
+        setattr(params.arm, name, stage.model_copy(update={"num_steps": num_steps, "num_adversarial_steps": num_steps // 2}))
         changes = {"batch_size": size.batch_size, "learning_rate": rate * (30 if sabotage == "rate x 30" else 1)}
         changes |= {"validate_every_steps": size.every[1], "warmup_steps": int(size.steps_share * 50)}
         changes |= {"ema_decay": size.ema_decay}

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import log2
-from statistics import fmean, median
+from statistics import median
 
 WEAK_DECODER, IDLE_STAGE2, IDLE_DISCRIMINATOR, UNSTABLE = "weak_decoder", "idle_stage2", "idle_discriminator", "unstable"
 
@@ -25,9 +25,7 @@ MAX_LOSS_TO_LINEAR_DB = 1.25  # ... by so much; healthy: 1.0 and less
 MIN_GAIN_OVER_STAGE1_DB = -1.0  # healthy: -0.1 and more; shuffled latents: -3 and less
 MAX_GRADIENT_RATIO = 50.0  # of the largest gradient norm to the median of the largest of each interval; healthy: 15 and less
 MAX_LOSS_RATIO = 1.5  # to the first row's; healthy: 1.2 and less
-MIN_DISCRIMINATOR_LOSS = 0.45  # its hinge loss is 1 where it can tell nothing; healthy: 0.8 and more
-MAX_DISCRIMINATOR_LOSS = 0.95  # in the last quarter of the steps that it learns in
-NUM_DISCRIMINATOR_ROWS = 2  # at least, of the later half of the adversarial steps
+MAX_DISCRIMINATOR_LOSS = 0.95  # in the last quarter of the steps that it learns in; its hinge loss is 1 where it can tell nothing
 NUM_ROWS_BEFORE_RATIO = 8
 NUM_ROWS_LOOKED_AT = 200  # the last ones: a row must not cost more the longer the run is
 NUM_STANDARD_ERRORS = 2.0
@@ -139,24 +137,6 @@ def unstable(rows: Sequence[Row], num_steps: int, num_skipped_steps: int, loss: 
         found = f"the gradient norm of the {module} went up to {gradient_ratio:.0f} times its median, more than {MAX_GRADIENT_RATIO:g}"
         return Alarm(UNSTABLE, step, found, advice)
     return None
-
-
-def unbalanced(rows: Sequence[Row], num_steps: int, num_skipped_steps: int, adversarial_start: int) -> Alarm | None:
-    """A discriminator that tells every reconstruction from its original: it is no guide, or what it sees is hardly an image.
-
-    Args:
-        adversarial_start: the first step at which it counts; until the middle of the steps from there on it may win, as after a head start.
-    """
-    middle = (adversarial_start + num_steps) / 2
-    losses = [row["discriminator"] for row in rows[-NUM_ROWS_LOOKED_AT:] if "discriminator" in row and row.get("step", 0) > middle]
-    if len(losses) < NUM_DISCRIMINATOR_ROWS:
-        return None
-    lately = fmean(losses)
-    if lately >= MIN_DISCRIMINATOR_LOSS:
-        return None
-    found = f"the discriminator's loss is {lately:.2f} in the later half of the adversarial steps, less than {MIN_DISCRIMINATOR_LOSS:g}"
-    advice = "halve the stage's learning_rate, or lower reconstruction_loss.discriminator_learning_rate"
-    return Alarm(UNSTABLE, int(rows[-1].get("step", 0)), found, advice)
 
 
 def idle_discriminator(rows: Sequence[Row], num_steps: int, num_skipped_steps: int, discriminator_start: int) -> Alarm | None:

@@ -23,7 +23,7 @@ from storage.decoders import load_decoder
 from storage.frozen import load_frozen
 from storage.latents import LatentDataset
 from storage.shards import ShardDataset, read_manifest
-from training.alarms import Detector, idle_discriminator, idle_stage2, strengthen, unbalanced, unstable, weak_decoder
+from training.alarms import idle_discriminator, idle_stage2, strengthen, unstable, weak_decoder
 from training.footprint import require_memory
 from training.linear_map import GAIN_OVER_LINEAR, GAIN_OVER_MEAN, LinearMap, MeanImage
 from training.randomness import derive_seed
@@ -103,7 +103,6 @@ class Stage1Objective:
             partial(weak_decoder, weakness=weakness, is_discrete=bottleneck.is_discrete, hears_noise=arm.latent_noise is not None),
             partial(unstable, loss="pixel", advice=f"halve stage1.learning_rate, or {LESS_ADVERSARIAL}"),
             learns,
-            *(() if weakness else (_balance(self.loss_terms),)),  # images of a weak decoder are told apart because it is weak
         )
 
     def _require_memory(self, params: SimpleNamespace, image_size: int) -> None:
@@ -186,7 +185,7 @@ class Stage2Objective:
         calm = partial(unstable, loss="pixel", advice=f"halve stage2.learning_rate, or {LESS_ADVERSARIAL}")
         # With noise it learns to be worse on clean latents, and better on others.
         learns = partial(idle_discriminator, discriminator_start=self.loss_terms.discriminator_start)
-        self.detectors = (*(() if arm.latent_noise else (idle_stage2,)), calm, learns, _balance(self.loss_terms))
+        self.detectors = (*(() if arm.latent_noise else (idle_stage2,)), calm, learns)
 
     def _require_memory(self, optimization: Optimization) -> None:
         side = self.examples.latents.grid[0]
@@ -293,10 +292,6 @@ def _build_loss(
         _require_memory_of_discriminator(build, settings.discriminator_channels, optimization, image_size, device)
         modules["discriminator"] = _place(_seeded(params.seed, "discriminator", build), device)
     return AutoencoderLoss(settings, stage, modules.get("discriminator"), device)
-
-
-def _balance(loss: AutoencoderLoss) -> Detector:
-    return partial(unbalanced, adversarial_start=loss.adversarial_start)
 
 
 def _require_memory_of_discriminator(

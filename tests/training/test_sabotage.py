@@ -4,6 +4,7 @@ import pytest
 
 from benchmarks.alarms import SABOTAGES, SMALL, Run, choose
 from benchmarks.setting import open_params, write_faces
+from training.alarms import IDLE_DISCRIMINATOR
 
 NUMBER = 40005  # tokens, 32 channels, and a rate that is far too high thirty times over
 
@@ -24,6 +25,12 @@ def healthy(shards, tmp_path_factory) -> Run:
 
 def test_a_healthy_arm_raises_nothing(healthy):
     assert healthy.stage2().alarms == {}
+
+
+def test_a_discriminator_that_learns_nothing_raises_its_alarm(shards, tmp_path):
+    params = choose(SMALL, NUMBER, "refit")
+    params.reconstruction_loss = params.reconstruction_loss.model_copy(update={"discriminator_learning_rate": 1e-7})
+    assert set(Run(params, shards, tmp_path).stage1().alarms) == {IDLE_DISCRIMINATOR}
 
 
 @pytest.mark.parametrize("sabotage", [name for name in SABOTAGES if name != "shuffled latents"])
