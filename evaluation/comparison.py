@@ -13,7 +13,7 @@ from torch import Tensor
 from evaluation.extractors import Extractor
 from evaluation.factors import FACTOR_TV, FactorJudge, factor_metrics, with_factors
 from evaluation.fidelity import Reference, distances, extract, fidelity_metrics, sample_metrics
-from evaluation.pyramid import SWD, PyramidPatches, sliced_wasserstein
+from evaluation.pyramid import SWD, Level, PyramidPatches, sliced_wasserstein
 from models.metric import PSNR, Metric
 from sections import Evaluation
 
@@ -23,12 +23,23 @@ class ImageSet:
     """What is kept of a set of images: what the extractor gave of them, and the projections of their patches."""
 
     outputs: dict[str, Tensor]
-    projections: list[Tensor]
+    projections: list[Level]
 
     @classmethod
-    def of(cls, batches: Iterable[Tensor], num_images: int, extractor: Extractor, judge: FactorJudge | None) -> ImageSet:
-        """Of ``num_images`` images in uint8 batches (B, 3, H, H)."""
-        patches = PyramidPatches(num_images)
+    def of(
+        cls,
+        batches: Iterable[Tensor],
+        num_images: int,
+        extractor: Extractor,
+        judge: FactorJudge | None,
+        real: list[Level] | None = None,
+    ) -> ImageSet:
+        """Of ``num_images`` images in uint8 batches (B, 3, H, H).
+
+        Args:
+            real: projections of the real images that these are compared with; None: these are the real images.
+        """
+        patches = PyramidPatches(num_images, real)
         outputs = extract(with_factors(extractor, judge), patches.cut(batches))
         return cls(outputs, patches.projections())
 
@@ -38,13 +49,13 @@ class Comparison:
     """What sets of images are measured with: the real images' features and projections, and the networks."""
 
     reference: Reference
-    projections: list[Tensor]  # of the real images' patches
+    projections: list[Level]  # of the real images' patches
     extractor: Extractor
     judge: FactorJudge | None
     settings: Evaluation
 
     def look_at(self, batches: Iterable[Tensor], num_images: int) -> ImageSet:
-        return ImageSet.of(batches, num_images, self.extractor, self.judge)
+        return ImageSet.of(batches, num_images, self.extractor, self.judge, self.projections)
 
     def of_reconstructions(self, images: ImageSet) -> dict[str, float]:
         """Metrics of decoded images beside their PSNR."""

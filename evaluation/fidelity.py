@@ -18,7 +18,7 @@ from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, p
 
 from errors import PipelineError
 from evaluation.extractors import INCEPTION, LABELS, Extractor
-from evaluation.pyramid import NUM_PROJECTIONS, num_patches_per_image
+from evaluation.pyramid import NUM_PROJECTIONS, SCALE, num_patches_per_image
 from models.metric import Metric
 from sections import Evaluation
 
@@ -128,6 +128,7 @@ def build_protocol(extractor: Extractor, settings: Evaluation, shards: dict, ref
         "kid_num_subsets": settings.kid_num_subsets,
         "swd_num_patches_per_image": num_patches_per_image(settings.num_images),
         "swd_num_projections": NUM_PROJECTIONS,
+        "swd_scale": SCALE,
         "factor_judge_sha256": judge_sha256,
         "torch_fidelity": torch_fidelity.__version__,
     }

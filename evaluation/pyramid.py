@@ -1,14 +1,17 @@
 """Sliced Wasserstein distance of Laplacian-pyramid patches (Karras et al., arXiv 1710.10196, appendix): a judge without a network.
 
-It shares nothing with a perceptual training loss. Every level of the pyramid holds details of one size; its patches, scaled to zero
-mean and unit deviation per colour over a set, are projected on random directions, along which the Wasserstein distance of two equally
-large sets is that of their sorted values.
+It shares nothing with a perceptual training loss. Every level of the pyramid holds details of one size; its patches are projected on
+random directions, along which the Wasserstein distance of two equally large sets is that of their sorted values.
+
+Both sets are scaled alike, by mean and deviation of the real images per level and colour. The paper's code scales each set by its own,
+which takes away what autoencoders lose first: the amplitude of fine detail, and contrast.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -24,8 +27,39 @@ NUM_PROJECTIONS = 128
 MAX_PATCHES_PER_IMAGE = 128
 MAX_PATCHES = 1 << 16  # of a set and level, unless it has more images: 39 MB
 SEED = 1710  # of places and directions; the same for every set, so that two sets differ by their images alone
-MIN_STD = 1e-3  # of a byte: a level that varies less holds rounding errors alone, which must not be blown up
+MIN_STD = 0.3  # of a byte: real images that vary less hold rounding errors alone, by which nothing is to be measured
+SCALE = "real"  # whose mean and deviation both sets are scaled by; it stands in the protocol
 BINOMIAL = (1, 4, 6, 4, 1)  # sixteenths
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Mean and deviation (3,) of a level's patches, per colour."""
+
+    mean: Tensor
+    std: Tensor
+
+    @classmethod
+    def of(cls, patches: Tensor) -> Scale:
+        """Of patches (N, 3, 49)."""
+        std, mean = torch.std_mean(patches, (0, 2), correction=0)
+        return cls(mean, std.clamp(min=MIN_STD))
+
+    def equals(self, other: Scale) -> bool:
+        return torch.equal(self.mean, other.mean) and torch.equal(self.std, other.std)
+
+
+@dataclass(frozen=True)
+class Level:
+    """What is kept of a set's patches on one level.
+
+    Attributes:
+        projected: its values along every direction, sorted: (NUM_PROJECTIONS, N).
+        scale: what the patches were scaled by.
+    """
+
+    projected: Tensor
+    scale: Scale
 
 
 def num_patches_per_image(num_images: int) -> int:
@@ -37,10 +71,14 @@ class PyramidPatches:
     """Patches of a set of ``num_images`` images, cut out batch by batch.
 
     Places are random and differ from image to image. The i-th image has the same places in every set of as many images.
+
+    Args:
+        real: the projections of the real images, by whose scale these are to be compared with them; None: these are the real images.
     """
 
-    def __init__(self, num_images: int):
+    def __init__(self, num_images: int, real: list[Level] | None = None):
         self._size = (num_images, num_patches_per_image(num_images))
+        self._real = real
         self._corners: list[Tensor] = []  # per level (2, num_images, patches per image)
         self._patches: list[Tensor] = []  # per level (num_images, patches per image, 3, 49)
         self._num_seen = 0
@@ -63,20 +101,21 @@ class PyramidPatches:
             self._num_seen = rows.stop
             yield batch
 
-    def projections(self) -> list[Tensor]:
-        """Per level, the set's values along every direction, sorted: (NUM_PROJECTIONS, N). The patches are used up."""
+    def projections(self) -> list[Level]:
+        """Of every level, the finest first. The patches are used up."""
         if self._num_seen != self._size[0]:
             raise ValueError(f"{self._num_seen} images were cut, not {self._size[0]}")
-        generator, values = torch.Generator().manual_seed(SEED), []
+        generator, levels = torch.Generator().manual_seed(SEED), []
         while self._patches:
             patches = self._patches.pop(0).flatten(0, 1)  # (N, 3, 49)
-            patches -= patches.mean((0, 2), keepdim=True)
-            patches /= patches.square().mean((0, 2), keepdim=True).sqrt().clamp(min=MIN_STD)
+            scale = Scale.of(patches) if self._real is None else self._real[len(levels)].scale
+            patches -= scale.mean[:, None]
+            patches /= scale.std[:, None]
             directions = F.normalize(torch.randn(NUM_PROJECTIONS, 3 * PATCH_SIZE**2, generator=generator))
             projected = (directions @ patches.flatten(1).T).numpy()
             projected.sort(axis=1)  # by numpy: torch takes 20 times as long
-            values.append(torch.from_numpy(projected))
-        return values
+            levels.append(Level(torch.from_numpy(projected), scale))
+        return levels
 
     def _place(self, sizes: list[int]) -> None:
         if sizes[-1] < PATCH_SIZE:
@@ -86,21 +125,26 @@ class PyramidPatches:
         self._patches = [torch.empty(*self._size, 3, PATCH_SIZE**2) for _ in sizes]
 
 
-def project(batches: Iterable[Tensor], num_images: int) -> list[Tensor]:
+def project(batches: Iterable[Tensor], num_images: int, real: list[Level] | None = None) -> list[Level]:
     """``PyramidPatches.projections`` of ``num_images`` images in uint8 batches (B, 3, H, H)."""
-    patches = PyramidPatches(num_images)
+    patches = PyramidPatches(num_images, real)
     for _ in patches.cut(batches):
         pass
     return patches.projections()
 
 
-def sliced_wasserstein(first: list[Tensor], second: list[Tensor]) -> float:
-    """Distance of two sets by their projections, in thousandths of a standard deviation: mean over levels, directions and ranks.
+def sliced_wasserstein(images: list[Level], real: list[Level]) -> float:
+    """Distance of images to the real ones, in thousandths of these' standard deviation: mean over levels, directions and ranks.
 
-    0 for equal sets. Brightness and contrast that all images of a set share are not seen: the scaling takes them away.
+    0 for equal sets.
+
+    Raises:
+        ValueError: when the images were not projected by the scale of the real ones.
     """
-    levels = [(ours - theirs).abs().mean().item() for ours, theirs in zip(first, second, strict=True)]
-    return 1e3 * math.fsum(levels) / len(levels)
+    if not all(ours.scale.equals(theirs.scale) for ours, theirs in zip(images, real, strict=True)):
+        raise ValueError("the two sets were scaled differently; project the images with the real ones' projections")
+    distances = [(ours.projected - theirs.projected).abs().mean().item() for ours, theirs in zip(images, real, strict=True)]
+    return 1e3 * math.fsum(distances) / len(distances)
 
 
 def laplacian_pyramid(images: Tensor) -> list[Tensor]:

@@ -33,22 +33,21 @@ def run(params, inputs, outputs) -> dict:
     judge = None if seed is None else _train_judge(seed, chosen["train"][0], settings.batch_size, device)
     training = choose_training(inputs.shards)
     with progress_bar(2 * settings.num_images + len(training), "reference", "img") as bar:
-        real = {
-            split: ImageSet.of(read_batches(dataset.images, indices, settings.batch_size, bar), settings.num_images, extractor, judge)
-            for split, (dataset, indices) in chosen.items()
-        }
-        batches = read_batches(chosen["train"][0].images, training, settings.batch_size, bar)
-        save_training(outputs.artifact, extract(extractor, batches)["features"])
+        batches = {split: read_batches(dataset.images, indices, settings.batch_size, bar) for split, (dataset, indices) in chosen.items()}
+        real = ImageSet.of(batches["validation"], settings.num_images, extractor, judge)
+        train = ImageSet.of(batches["train"], settings.num_images, extractor, judge, real.projections)
+        neighbours = read_batches(chosen["train"][0].images, training, settings.batch_size, bar)
+        save_training(outputs.artifact, extract(extractor, neighbours)["features"])
     metrics = {}
     if judge is not None:
         law = torch.tensor([list(factors(seed, index).values()) for index in range(NUM_LAW_FACES)])
-        accuracy = judge.calibrate(real["validation"].outputs["factors"], _factors_of(seed, *chosen["validation"]), law)
+        accuracy = judge.calibrate(real.outputs["factors"], _factors_of(seed, *chosen["validation"]), law)
         metrics["factors"] = {name: {"accuracy": value, "is_judged_by": name in judge.kept} for name, value in accuracy.items()}
         save_judge(outputs.artifact, judge)
-    features = real["validation"].outputs["features"]
+    features = real.outputs["features"]
     metrics["protocol"] = save_reference(outputs.artifact, inputs.shards, features, extractor, settings)
-    comparison = Comparison(Reference.of(features), real["validation"].projections, extractor, judge, settings)
-    metrics["floor"] = comparison.of_samples(real["train"])
+    comparison = Comparison(Reference.of(features), real.projections, extractor, judge, settings)
+    metrics["floor"] = comparison.of_samples(train)
     return metrics
 
 

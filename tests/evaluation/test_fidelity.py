@@ -194,6 +194,7 @@ def test_the_protocol_says_all_that_two_values_must_share(extractor):
         "kid_num_subsets": 20,
         "swd_num_patches_per_image": 128,
         "swd_num_projections": 128,
+        "swd_scale": "real",
         "factor_judge_sha256": "cd" * 32,
         "torch_fidelity": "0.4.0",
     }
