@@ -25,7 +25,7 @@ from models.flow import (
     training_times,
 )
 from models.metric import Metric
-from models.randomness import Randomness, spread_evenly, validation_generator
+from models.randomness import Randomness, SeededRows, spread_evenly
 
 SIZES = {
     "S": {"num_layers": 12, "num_heads": 6, "width": 384},
@@ -161,19 +161,23 @@ class DiT(nn.Module):
         patches = patches.transpose(1, 2).unflatten(2, (config.grid_size, config.grid_size))  # (B, Dp^2, h/p, w/p)
         return F.pixel_shuffle(patches, config.patch_size)  # (B, D, h, w)
 
-    def loss(self, latents: dict[str, Tensor], labels: Tensor) -> Tensor:
+    def loss(self, latents: dict[str, Tensor], labels: Tensor, first: int = 0) -> Tensor:
         """Flow-matching loss per image (B,), on ``{"mean", "logvar": (B, D, h, w)}`` as the encoder gives them.
 
         In training mode times, noise and (with ``latent: sample``) the latent are drawn anew and labels are dropped with
-        probability ``label_dropout``; in evaluation they are the same every time. -1 (unlabelled) means no class.
+        probability ``label_dropout``; in evaluation they are each image's own and the same every time. -1 (unlabelled) means no class.
+
+        Args:
+            first: number of the first image among those evaluated.
         """
         config, mean = self.config, latents["mean"]
         if self.training:
             noise, posterior_noise = torch.randn_like(mean), torch.randn_like(mean)
             uniform = torch.rand(len(mean), device=mean.device)
         else:
-            noise, posterior_noise = torch.randn(2, *mean.shape, generator=validation_generator()).to(mean.device)
-            uniform = spread_evenly(len(mean), mean.device)
+            random = SeededRows(range(first, first + len(mean)), mean.device)
+            noise, posterior_noise = random.normal(*mean.shape[1:]), random.normal(*mean.shape[1:])
+            uniform = spread_evenly(first, len(mean), mean.device)
         z = mean + torch.exp(0.5 * latents["logvar"]) * posterior_noise if config.latent == "sample" else mean
         times = training_times(uniform, config.time_distribution, config.time_shift)  # (B,)
         labels = prepare_labels(labels, self.no_class, config.label_dropout if self.training else 0.0)

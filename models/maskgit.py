@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from models.conditioning import guide, prepare_labels
 from models.metric import Metric
-from models.randomness import Randomness, spread_evenly, validation_generator
+from models.randomness import Randomness, SeededRows, spread_evenly
 from models.transformer import Block, init_weights, pick_tokens
 
 MASK_SCHEDULES = {"cosine": lambda progress: torch.cos(progress * (math.pi / 2))}
@@ -103,18 +103,21 @@ class MaskGIT(nn.Module):
             x = block(x)  # (B, T+1, C)
         return self.head(self.norm_out(x[:, 1:]))  # (B, T, K)
 
-    def loss(self, latents: dict[str, Tensor], labels: Tensor) -> Tensor:
+    def loss(self, latents: dict[str, Tensor], labels: Tensor, first: int = 0) -> Tensor:
         """Mean negative log-likelihood of the masked tokens given the others, in nats per masked token, (B,).
 
         At least one token of an image is masked. In training mode masks are drawn anew and labels are dropped with
-        probability ``label_dropout``; in evaluation masks are the same every time. -1 (unlabelled) means no class.
+        probability ``label_dropout``; in evaluation masks are each image's own and the same every time. -1 (unlabelled) means no class.
+
+        Args:
+            first: number of the first image among those evaluated.
         """
         tokens = latents["tokens"].flatten(1)  # (B, T)
         if self.training:
             progress, order = torch.rand(len(tokens), device=tokens.device), torch.rand(tokens.shape, device=tokens.device)
         else:
-            progress = spread_evenly(len(tokens), tokens.device)
-            order = torch.rand(tokens.shape, generator=validation_generator()).to(tokens.device)
+            progress = spread_evenly(first, len(tokens), tokens.device)
+            order = SeededRows(range(first, first + len(tokens)), tokens.device).uniform(self.config.num_tokens)
         num_masked = self.config.num_masked(progress).clamp(min=1)  # (B,)
         masked = order.argsort(dim=1).argsort(dim=1) < num_masked[:, None]  # (B, T)
         labels = prepare_labels(labels, self.no_class, self.config.label_dropout if self.training else 0.0)

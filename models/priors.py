@@ -1,6 +1,7 @@
 """The kinds of prior behind one interface, so that stages need not know which one they hold::
 
-    prior.loss(latents, labels) -> (B,)          training: one loss per image; in evaluation mode the same every time
+    prior.loss(latents, labels, first=0) -> (B,) training: one loss per image; in evaluation mode the same every time, whatever
+                                                 batch an image is in: ``first`` is the number of the first one
     prior.loss_metric                            what that loss is called and how it is read
     prior.no_class                               the label that stands for 'no class'
     generate(prior, labels, random, settings)    draws latents as an encoder would give them

@@ -82,10 +82,11 @@ class Transformer(nn.Module):
             cache.length += x.shape[1]
         return self.head(self.norm_out(x))  # (B, T', K)
 
-    def loss(self, latents: dict[str, Tensor], labels: Tensor) -> Tensor:
+    def loss(self, latents: dict[str, Tensor], labels: Tensor, first: int = 0) -> Tensor:
         """Mean negative log-likelihood in nats per token, (B,), one per image.
 
-        In training mode each label is dropped with probability ``label_dropout``; -1 (unlabelled) means no class.
+        In training mode each label is dropped with probability ``label_dropout``; -1 (unlabelled) means no class. ``first`` is what all
+        priors take; nothing is drawn in evaluation here.
         """
         labels = prepare_labels(labels, self.no_class, self.config.label_dropout if self.training else 0.0)
         tokens = latents["tokens"].flatten(1)  # (B, T)

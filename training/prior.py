@@ -74,12 +74,12 @@ class PriorObjective:
         for start in range(0, len(self.validation), VALIDATION_BATCH_SIZE):
             indices = list(range(start, min(start + VALIDATION_BATCH_SIZE, len(self.validation))))
             batch = {name: tensor.to(self.device) for name, tensor in self.validation.batch(indices).items()}
-            total += self._losses(averages["prior"], batch).double().sum().item()
+            total += self._losses(averages["prior"], batch, first=start).double().sum().item()
         return {self.selection: total / len(self.validation)}
 
-    def _losses(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    def _losses(self, model: nn.Module, batch: dict[str, Tensor], first: int = 0) -> Tensor:
         labels = batch["labels"] if self.config.num_classes else torch.full_like(batch["labels"], -1)
-        return model.loss({name: tensor for name, tensor in batch.items() if name != "labels"}, labels)  # (B,)
+        return model.loss({name: tensor for name, tensor in batch.items() if name != "labels"}, labels, first)  # (B,)
 
 
 def _draw_views(batch: dict[str, Tensor]) -> dict[str, Tensor]:

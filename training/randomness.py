@@ -7,6 +7,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from models.randomness import SeededRows
+
 
 def derive_seed(*parts: int | str) -> int:
     """A 63-bit seed from any names and numbers, the same on every machine."""
@@ -14,28 +16,17 @@ def derive_seed(*parts: int | str) -> int:
     return int.from_bytes(digest[:8], "little") >> 1
 
 
-class RowRandomness:
-    """Random numbers for a batch, each row a function of its own index alone, whatever batch it is drawn in.
-
-    Each call draws anew, and continues where the last one left off.
+class RowRandomness(SeededRows):
+    """Random numbers for a batch, each row a function of its own index alone.
 
     Args:
         indices: one per row.
         seed, name: with an index, what a row's numbers follow from.
-        device: where results are wanted; they are drawn on the CPU, so that they are the same everywhere.
+        device: where results are wanted.
     """
 
     def __init__(self, indices: Sequence[int], seed: int, name: str, device: torch.device):
-        self.generators = [torch.Generator().manual_seed(derive_seed(seed, name, index)) for index in indices]
-        self.device = device
-
-    def uniform(self, *shape: int) -> Tensor:
-        """Uniform in [0, 1), (B, *shape)."""
-        return torch.stack([torch.rand(shape, generator=generator) for generator in self.generators]).to(self.device)
-
-    def normal(self, *shape: int) -> Tensor:
-        """Standard normal, (B, *shape)."""
-        return torch.stack([torch.randn(shape, generator=generator) for generator in self.generators]).to(self.device)
+        super().__init__([derive_seed(seed, name, index) for index in indices], device)
 
 
 def whole_batches(indices: range, batch_size: int) -> Iterator[tuple[range, slice]]:

@@ -60,6 +60,15 @@ def test_every_prior_comes_back_from_its_config_through_json_and_its_weights(kin
     assert prior.loss(latents, labels).shape == (5,) and prior.no_class == 3 and isinstance(prior.loss_metric, Metric)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_evaluated_image_has_the_same_loss_whatever_batch_it_is_in(kind):
+    prior, labels = build(kind).eval(), torch.tensor([0, 1, 2, -1, -1])
+    latents = {"tokens": torch.randint(NUM_CODES, (5, 4, 4)), "mean": torch.randn(5, NUM_CHANNELS, 4, 4)}
+    latents["logvar"] = torch.zeros_like(latents["mean"])
+    parts = [prior.loss({name: tensor[s:e] for name, tensor in latents.items()}, labels[s:e], s) for s, e in ((0, 2), (2, 3), (3, 5))]
+    assert torch.allclose(torch.cat(parts), prior.loss(latents, labels), atol=1e-5)
+
+
 @pytest.mark.parametrize(("kind", "sampler"), [(kind, sampler) for kind, samplers in FITTING.items() for sampler in samplers])
 def test_every_sampler_draws_latents_of_its_prior(kind, sampler):
     settings = {"sampler": sampler, "guidance_scale": 1.5, **SETTINGS[sampler]}

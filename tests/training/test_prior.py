@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
+import training.prior
 from errors import PipelineError
 from tests.training.tiny import tiny_params, write_tiny_latents
 from training.alarms import Alarm
@@ -42,6 +43,22 @@ def test_validation_is_the_mean_likelihood_of_the_validation_latents(inputs):
     batch = objective.validation.batch(list(range(10)))
     expected = prior.loss({"tokens": batch["tokens"]}, batch["labels"]).mean().item()
     assert objective.validate({"prior": prior})["validation_nll_nats_per_token"] == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("family", [("kl", "dit", "heun"), ("vq", "maskgit", "maskgit")])
+def test_every_validation_image_has_noise_or_masks_of_its_own_the_same_at_each_validation(tmp_path, monkeypatch, family):
+    """All images are made the same, so that equal noise and times, or masks, would give equal inputs to the network."""
+    params = settings(family=family)
+    objective = PriorObjective(params, write_tiny_latents(tmp_path, params), CPU)
+    one, prior, seen = objective.validation.batch([0]), objective.modules["prior"].eval(), []
+    objective.validation.batch = lambda indices: {name: values.expand(len(indices), *values.shape[1:]) for name, values in one.items()}
+    prior.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].clone()))
+    for batch_size in (250, 4, 4):
+        monkeypatch.setattr(training.prior, "VALIDATION_BATCH_SIZE", batch_size)
+        objective.validate({"prior": prior})
+    inputs = seen[0].flatten(1)
+    assert [len(batch) for batch in seen] == [10, *[4, 4, 2] * 2] and len(inputs.unique(dim=0)) == 10
+    assert torch.equal(torch.cat(seen[1:4]).flatten(1), inputs) and torch.equal(torch.cat(seen[4:]).flatten(1), inputs)
 
 
 def test_class_conditioning_without_labels_is_one_clear_line(tmp_path):
@@ -148,7 +165,7 @@ def test_a_view_is_drawn_for_each_image_at_each_step(tmp_path):
     batch = objective.examples.batch(list(range(24)))
     original, flipped = (objective.examples.latents.batch(range(24), view)["mean"] for view in (0, 1))
     seen = []
-    objective.modules["prior"].loss = lambda latents, labels: seen.append(latents) or torch.zeros(len(labels))
+    objective.modules["prior"].loss = lambda latents, labels, first: seen.append(latents) or torch.zeros(len(labels))
     for seed in (0, 1, 0):
         torch.manual_seed(seed)
         objective.loss(batch, 0)
