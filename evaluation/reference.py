@@ -7,6 +7,7 @@ training images, among which ``evaluation/neighbours.py`` looks for those that s
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from pydantic import BaseModel
@@ -18,7 +19,7 @@ from evaluation.factors import judge_sha256
 from evaluation.fidelity import Reference, build_protocol
 from sections import Evaluation
 from storage.files import MANIFEST, read_json, require_format, require_keys, sha256_file, write_json
-from storage.shards import ShardDataset, read_manifest
+from storage.shards import read_manifest
 from storage.weights import RESTORE, load_weights, save_weights
 
 FORMAT = "dae-reference-2"
@@ -37,7 +38,7 @@ class _ShardsOfDataset(BaseModel):
     dataset: _Dataset
 
 
-class Protocol(BaseModel):
+class ProtocolRecord(BaseModel):
     reference_sha256: str
 
 
@@ -45,7 +46,7 @@ class ReferenceManifest(BaseModel):
     """What manifest.json of a reference must hold at least."""
 
     format: str
-    protocol: Protocol
+    protocol: ProtocolRecord
     shards_sha256: str
 
 
@@ -64,13 +65,21 @@ class TrainingImages:
     features: torch.Tensor
 
 
+class Split(Protocol):
+    """Images of a split, or their latents, in the same order."""
+
+    folder: Path
+
+    def __len__(self) -> int: ...
+
+
 def evenly_spaced(num_available: int, num_wanted: int) -> list[int]:
     """Indices of ``num_wanted`` of ``num_available`` images (all of them, in order, when the numbers are equal)."""
     return [position * num_available // num_wanted for position in range(num_wanted)]
 
 
-def choose_indices(dataset: ShardDataset, num_images: int, what: str, remedy: str) -> list[int]:
-    """Indices of the images of a split that are evaluated.
+def choose_indices(dataset: Split, num_images: int, what: str, remedy: str) -> list[int]:
+    """Indices of the images of a split that are evaluated: of images and of their latents the same ones.
 
     Raises:
         PipelineError: when there are too few; ``what`` names the images, ``remedy`` says what else can be changed.

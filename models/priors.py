@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from functools import partial
 
+import torch
 from torch import Tensor, nn
 
 from models import dit, maskgit, transformer
@@ -69,6 +70,18 @@ def generate(prior: nn.Module, labels: Tensor, random: Randomness, settings: dic
     if sampler not in samplers:
         raise ValueError(f"sampler {sampler!r} does not fit a {type(prior).__name__}, which takes: {', '.join(samplers)}")
     return samplers[sampler](prior, labels, random, **arguments)
+
+
+def modelled_latents(config: dict, latents: dict[str, Tensor], random: Randomness) -> dict[str, Tensor]:
+    """What a prior with this config is trained on, of encoded images: as ``generate`` would give them if it were perfect.
+
+    Tokens are what they are. Of continuous latents it is the mean, or a sample of each, with noise from ``random``, as the config's
+    ``latent`` says.
+    """
+    if config.get("latent") != "sample":
+        return {name: values for name, values in latents.items() if name != "logvar"}
+    mean, logvar = latents["mean"], latents["logvar"]
+    return {"mean": mean + torch.exp(0.5 * logvar) * random.normal(*mean.shape[1:]).to(mean.device)}
 
 
 def quick_settings(prior: nn.Module) -> dict:

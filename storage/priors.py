@@ -40,8 +40,8 @@ def save_prior(folder: Path, prior: nn.Module, frozen_sha256: str, label_counts:
     write_json(folder / "prior.json", record)
 
 
-def load_prior(folder: Path, frozen_sha256: str) -> tuple[nn.Module, list[int]]:
-    """Read a prior for sampling, and the number of training images per class.
+def read_prior(folder: Path, frozen_sha256: str) -> dict:
+    """What prior.json says of a prior, without its weights: see ``PriorRecord``.
 
     Raises:
         PipelineError: when it was trained on the latents of another encoder (the message names both hashes), is in another format,
@@ -54,6 +54,16 @@ def load_prior(folder: Path, frozen_sha256: str) -> tuple[nn.Module, list[int]]:
             f"{folder}: this prior was trained on frozen encoder {record['frozen_sha256'][:16]}, but the frozen encoder here is "
             f"{frozen_sha256[:16]}; run dvc repro prior to train it on these latents"
         )
+    return record
+
+
+def load_prior(folder: Path, frozen_sha256: str) -> tuple[nn.Module, list[int]]:
+    """Read a prior for sampling, and the number of training images per class.
+
+    Raises:
+        PipelineError: as ``read_prior`` does, and when the weights are damaged.
+    """
+    record = read_prior(folder, frozen_sha256)
     prior = build_from(folder / "prior.json", build_prior, record["prior"])
     counts, num_classes = record["label_counts"], prior.no_class  # as labels begin at 0
     if len(counts) != num_classes or (counts and not any(counts)):

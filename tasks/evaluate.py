@@ -1,8 +1,10 @@
-"""Evaluate: how far reconstructions (after each stage) and samples are from real images; PSNR, codebook use or
-latent statistics, the prior's validation loss; grids, and pictures of single images that say what a mean does not.
+"""Evaluate: how far reconstructions (after each stage) and samples are from real images, and what samples of a perfect prior would be;
+PSNR, codebook use or latent statistics, the prior's validation loss; grids, and pictures of single images that say what a mean does not.
 
 Every distance is taken to the one reference, but for ``prior_gap``: that of samples to reconstructions by the same decoder, which is what
-the prior alone costs.
+the prior alone costs. Reconstructions are of the reference's own images, so that lossless ones are at 0. Samples are not: real training
+images are at the floor. ``perfect_prior`` has the samples' floor: each decoder on latents of training images, which is what a prior that
+has learned its training data draws, as many as there are samples and of the very images whose originals give the floor.
 """
 
 from __future__ import annotations
@@ -32,6 +34,8 @@ from evaluation.reference import choose_indices, evenly_spaced, load_reference, 
 from models.autoencoder import to_uint8
 from models.bottleneck import gaussian_kl, usage_metrics
 from models.metric import PSNR
+from models.priors import modelled_latents
+from models.randomness import SeededRows
 from progress import progress_bar
 from stage import Stage
 from storage.decoders import decoder_sha256, load_decoder
@@ -40,7 +44,8 @@ from storage.files import MANIFEST, read_json, require_keys
 from storage.frozen import Frozen, OfEncoder, load_frozen
 from storage.latents import LatentDataset
 from storage.legends import describe, read_legend, write_legend
-from storage.shards import ShardDataset
+from storage.priors import read_prior
+from storage.shards import ShardDataset, read_manifest
 from training.compute import prepare_device
 
 LATENTS_BATCH = 1000  # images whose latents are read at once
@@ -50,10 +55,14 @@ def run(params, inputs, outputs) -> dict:
     settings, device = params.evaluation, prepare_device(params.runtime)
     frozen = load_frozen(inputs.freeze).to(device)
     validation, latents, samples, prior = _open_matching(inputs, frozen)
+    training_latents, prior_config = _open_training(inputs, frozen), read_prior(inputs.prior, frozen.sha256)["prior"]
     folders = (inputs.stage1, inputs.stage2)
+    has_one_decoder = decoder_sha256(inputs.stage1) == decoder_sha256(inputs.stage2)  # stage 2 had 0 steps
     decoders = [load_decoder(folder, frozen.sha256).to(device, memory_format=torch.channels_last) for folder in folders]
     decoded = [Decoded(decoder, frozen, latents, validation) for decoder in decoders]
+    perfect = [PerfectPrior(decoder, frozen, training_latents, prior_config) for decoder in decoders]
     chosen = choose_indices(validation, settings.num_images, "validation", "raise dataset.num_validation_images")
+    chosen_training = choose_indices(training_latents, settings.num_images, "train", "add images to dataset.source")
     chosen_samples = choose_indices(samples, settings.num_images, "sampled", "raise sample.num_images")
     extractor = build_extractor(settings.extractor, settings.extractor_weights_path, settings.input_size, device)
     reference, protocol = load_reference(inputs.reference, inputs.shards, extractor, settings)
@@ -61,7 +70,7 @@ def run(params, inputs, outputs) -> dict:
     judge = load_judge(inputs.reference, device)
 
     metrics = {"protocol": protocol, "frozen_sha256": frozen.sha256}
-    with progress_bar(4 * settings.num_images, f"evaluate {params.run_name}", "img") as bar:
+    with progress_bar(6 * settings.num_images, f"evaluate {params.run_name}", "img") as bar:
         real = project(read_batches(validation.images, chosen, settings.batch_size, bar), len(chosen))
         comparison = Comparison(reference, real, extractor, judge, settings)
         viewing = Viewing(comparison, outputs.artifact, bar)
@@ -69,12 +78,13 @@ def run(params, inputs, outputs) -> dict:
         first, reconstructed, psnr = viewing.reconstruct("reconstruction_stage1", decoded[0], chosen)
         before = reconstructed
         second, psnr_of_stage = first, {"stage1": psnr, "stage2": psnr}
-        if decoder_sha256(inputs.stage1) == decoder_sha256(inputs.stage2):  # stage 2 had 0 steps
+        if has_one_decoder:
             second = viewing.repeat("reconstruction_stage1", "reconstruction_stage2", first)
         else:
             second, reconstructed, psnr_of_stage["stage2"] = viewing.reconstruct("reconstruction_stage2", decoded[1], chosen)
         metrics |= {"reconstruction_stage1": first, "reconstruction_stage2": second}
         metrics["stage2_gain"] = _gain(comparison, (first, second), (before, reconstructed))
+        metrics |= viewing.perfect_priors(perfect, chosen_training, has_one_decoder)
         drawn = viewing.look_at(samples.images, chosen_samples)
         metrics["samples"] = comparison.of_samples(drawn)
         metrics["prior_gap"] = distances(drawn.outputs, Reference.of(reconstructed.outputs["features"]), extractor, settings)
@@ -113,6 +123,15 @@ def _open_matching(inputs, frozen: Frozen) -> tuple[ShardDataset, LatentDataset,
     return validation, latents, samples, prior
 
 
+def _open_training(inputs, frozen: Frozen) -> LatentDataset:
+    """Latents of the training images, after checking that they are of these shards: by their hashes, as no image is needed."""
+    latents = LatentDataset(inputs.encode, "train", frozen.sha256)
+    shards = [(entry["name"], entry["sha256"]) for entry in read_manifest(inputs.shards)["splits"]["train"]["shards"]]
+    if [(entry["shard"], entry["shard_sha256"]) for entry in latents.files] != shards:
+        raise PipelineError(f"{inputs.encode}: its training images are not those of {inputs.shards}; run dvc repro encode to remake it")
+    return latents
+
+
 def _show_decoded(folder: Path, decoded: list[Decoded], chosen: list[int], psnr: dict[str, list[float]]) -> dict:
     """Pictures of what the decoders make of some latents, and the numbers behind them."""
     latents, originals = decoded[-1].latents, decoded[-1].originals
@@ -138,15 +157,38 @@ class Decoded:
         """uint8 (B, 3, H, W)."""
         return self.decode(self.latents.batch(indices))
 
-    @torch.inference_mode()
     def decode(self, latents: dict[str, Tensor]) -> Tensor:
         """What is stored of images to uint8 (B, 3, H, W)."""
-        device = next(self.decoder.parameters()).device
-        latents = {name: tensor.to(device) for name, tensor in latents.items()}
-        return to_uint8(self.decoder(self.frozen.bottleneck.decode(latents))).cpu()
+        return _render(self.decoder, self.frozen, latents)
 
     def psnr(self, indices: Sequence[int], images: Tensor) -> list[float]:
         return psnr_db(images, self.originals.images(indices)).tolist()
+
+
+@dataclass(frozen=True)
+class PerfectPrior:
+    """What a decoder renders of training images' latents, drawn as the prior is trained on them.
+
+    Attributes:
+        config: the prior's, which says what that is.
+    """
+
+    decoder: torch.nn.Module
+    frozen: Frozen
+    latents: LatentDataset
+    config: dict
+
+    def images(self, indices: Sequence[int]) -> Tensor:
+        """uint8 (B, 3, H, W), those of an image the same in every batch."""
+        random = SeededRows(indices, torch.device("cpu"))
+        return _render(self.decoder, self.frozen, modelled_latents(self.config, self.latents.batch(indices), random))
+
+
+@torch.inference_mode()
+def _render(decoder: torch.nn.Module, frozen: Frozen, latents: dict[str, Tensor]) -> Tensor:
+    device = next(decoder.parameters()).device
+    latents = {name: tensor.to(device) for name, tensor in latents.items()}
+    return to_uint8(decoder(frozen.bottleneck.decode(latents))).cpu()
 
 
 @dataclass(frozen=True)
@@ -174,6 +216,16 @@ class Viewing:
         images = self.look_at(read, indices)
         self.show(name, decoded.images, indices)
         return self.comparison.of_reconstructions(images) | {PSNR.name: fmean(psnr)}, images, psnr
+
+    def perfect_priors(self, perfect: list[PerfectPrior], indices: list[int], has_one_decoder: bool) -> dict[str, dict[str, float]]:
+        """Metrics of what both decoders make of training images' latents, as of samples, under the names of their sections."""
+        first = self.comparison.of_samples(self.look_at(perfect[0].images, indices))
+        if has_one_decoder:
+            self.bar.update(len(indices))
+            second = dict(first)
+        else:
+            second = self.comparison.of_samples(self.look_at(perfect[1].images, indices))
+        return {"perfect_prior_stage1": first, "perfect_prior_stage2": second}
 
     def repeat(self, name: str, copy: str, metrics: dict[str, float]) -> dict[str, float]:
         """The same images under another name."""

@@ -1,19 +1,24 @@
 """What the reference and evaluate stages read, made by hand: faces, an untrained autoencoder's latents, samples."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from models.autoencoder import AutoencoderConfig, Decoder, Encoder
 from models.bottleneck import build_bottleneck
+from models.priors import build_prior
 from models.transformer import Transformer
 from params import Params, load_params
 from stage import PROJECT, execute
 from storage.decoders import save_decoder
 from storage.files import write_json
 from storage.frozen import Frozen, encoder_config, load_encoder, save_encoder, save_probe
-from storage.latents import LatentSpec, write_latents, write_latents_manifest
+from storage.latents import LatentSpec, add_statistics, write_latents, write_latents_manifest
 from storage.legends import write_legend
+from storage.moments import combine_moments, statistics_of
+from storage.priors import save_prior
 from storage.shards import ShardDataset, write_manifest, write_shard
 from tasks.shards import STAGE as SHARDS
 from tests.evaluation.faces import SIZE, faces
@@ -22,6 +27,9 @@ from tests.sealing import seal
 RUN = "dae-0"
 NUM_CODES = 16
 CONFIG = AutoencoderConfig(SIZE, 2, 8, (1, 2), 1, (), 4, 4, 8, 0.0, 0.0)
+BOTTLENECK = {"kind": "vq", "num_codes": NUM_CODES, "code_dim": 4, "commitment_weight": 0.25, "revive_after_steps": 0}
+SMALL = {"latent_size": CONFIG.latent_size, "num_classes": 0, "num_layers": 1, "num_heads": 1, "width": 8, "label_dropout": 0.0}
+PRIOR = {"kind": "transformer", **SMALL, "num_codes": NUM_CODES, "dropout": 0.0}
 
 
 def small_params(**evaluation) -> Params:
@@ -66,26 +74,37 @@ def write_faces(root: Path, params: Params) -> Path:
     return root / "artifacts/shards"
 
 
-def write_run(root: Path, second_decoder_seed: int = 2) -> str:
-    """Everything one arm has written before it is evaluated; returns the frozen encoder's hash."""
+def write_run(
+    root: Path,
+    second_decoder_seed: int = 2,
+    bottleneck: dict = BOTTLENECK,
+    prior: nn.Module | None = None,
+    encode: Callable[[torch.Tensor], dict[str, torch.Tensor]] | None = None,
+) -> str:
+    """Everything one arm has written before it is evaluated; returns the frozen encoder's hash.
+
+    Args:
+        prior: None: an untrained one of tokens.
+        encode: images (N, 3, H, W) of bytes to the latents that are stored of them; None: the frozen encoder does.
+    """
     artifacts, shards = root / "artifacts", root / "artifacts/shards"
-    frozen = _write_frozen(artifacts / "freeze" / RUN, ShardDataset(shards, "validation").images(range(4)))
-    _write_latents(artifacts / "encode" / RUN, shards, frozen)
+    frozen = _write_frozen(artifacts / "freeze" / RUN, ShardDataset(shards, "validation").images(range(4)), bottleneck)
+    _write_latents(artifacts / "encode" / RUN, shards, frozen.sha256, encode or frozen.encode)
     for stage, seed in (("stage1", 1), ("stage2", second_decoder_seed)):
         torch.manual_seed(seed)
         folder = artifacts / stage / RUN
         folder.mkdir(parents=True)
         save_decoder(folder, CONFIG, Decoder(CONFIG), frozen.sha256)
     write_images(artifacts / "sample" / RUN, {"samples": [faces(70, 95)]}, frozen_sha256=frozen.sha256)
-    write_legend(artifacts / "prior" / RUN, [Transformer.loss_metric])  # sampled from already: nothing else of it is read but its seal
+    save_prior(artifacts / "prior" / RUN, prior or build_prior(PRIOR), frozen.sha256, [])  # sampled from already: its weights are not read
+    write_legend(artifacts / "prior" / RUN, [Transformer.loss_metric])
     write_json(root / "metrics/prior" / f"{RUN}.json", {"validation_nll_nats_per_token": 2.5, "frozen_sha256": frozen.sha256})
     seal(root)
     return frozen.sha256
 
 
-def _write_frozen(folder: Path, probe: torch.Tensor) -> Frozen:
+def _write_frozen(folder: Path, probe: torch.Tensor, bottleneck: dict) -> Frozen:
     torch.manual_seed(0)
-    bottleneck = {"kind": "vq", "num_codes": NUM_CODES, "code_dim": 4, "commitment_weight": 0.25, "revive_after_steps": 0}
     folder.mkdir(parents=True)
     save_encoder(folder, encoder_config(CONFIG, bottleneck), Encoder(CONFIG).eval(), build_bottleneck(bottleneck).eval())
     frozen = load_encoder(folder)
@@ -93,11 +112,19 @@ def _write_frozen(folder: Path, probe: torch.Tensor) -> Frozen:
     return frozen
 
 
-def _write_latents(folder: Path, shards: Path, frozen: Frozen) -> None:
-    validation, entries = ShardDataset(shards, "validation"), []
-    for entry, rows in validation.shards:
-        spec = LatentSpec((CONFIG.latent_size,) * 2, NUM_CODES, frozen.sha256, entry["name"], entry["sha256"])
-        latents = frozen.encode(validation.images(rows))
-        keys, labels = validation.keys[rows.start : rows.stop], validation.labels[rows.start : rows.stop]
-        entries.append(write_latents(folder / entry["name"].replace(".tar", ".arrow"), spec, keys, labels, latents))
-    write_latents_manifest(folder, frozen.sha256, {"validation": entries})
+def _write_latents(folder: Path, shards: Path, frozen_sha256: str, encode: Callable[[torch.Tensor], dict[str, torch.Tensor]]) -> None:
+    entries: dict[str, list[dict]] = {}
+    for split in ("train", "validation"):
+        images, entries[split] = ShardDataset(shards, split), []
+        for entry, rows in images.shards:
+            latents = encode(images.images(rows))
+            is_discrete, shape = "tokens" in latents, next(iter(latents.values())).shape
+            kind = (NUM_CODES, None) if is_discrete else (None, shape[1])
+            spec = LatentSpec(tuple(shape[-2:]), kind[0], frozen_sha256, entry["name"], entry["sha256"], kind[1])
+            keys, labels = images.keys[rows.start : rows.stop], images.labels[rows.start : rows.stop]
+            entries[split].append(write_latents(folder / entry["name"].replace(".tar", ".arrow"), spec, keys, labels, latents))
+    if not is_discrete:
+        statistics = statistics_of(combine_moments([entry["moments"] for entry in entries["train"]]))
+        for made in entries.values():
+            made[:] = [add_statistics(folder / entry["name"], folder / entry["name"], entry, statistics) for entry in made]
+    write_latents_manifest(folder, frozen_sha256, entries)

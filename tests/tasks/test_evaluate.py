@@ -86,7 +86,9 @@ def tiles(path, number):
 
 def test_it_has_the_contracts_sections_and_names(metrics, shared):
     reconstructions = {"reconstruction_stage1", "reconstruction_stage2", "stage2_gain"}
-    assert set(metrics) == {"latent", "frozen_sha256", "neighbours", "prior", "prior_gap", "protocol", "samples", *reconstructions}
+    perfect = {"perfect_prior_stage1", "perfect_prior_stage2"}
+    others = {"latent", "frozen_sha256", "neighbours", "prior", "prior_gap", "protocol", "samples"}
+    assert set(metrics) == {*others, *reconstructions, *perfect}
     for stage in ("stage1", "stage2"):
         assert {*DISTANCES, "psnr_db", "swd_laplacian"} <= metrics[f"reconstruction_{stage}"].keys()
         assert not {"fid", "kid", "precision", "recall", "factor_tv"} & metrics[f"reconstruction_{stage}"].keys()
@@ -265,6 +267,7 @@ def change(path, key, value):
         (f"artifacts/stage1/{RUN}/decoder.json", "stage1"),
         (f"artifacts/stage2/{RUN}/decoder.json", "stage2"),
         (f"artifacts/sample/{RUN}/manifest.json", "sample"),
+        (f"artifacts/prior/{RUN}/prior.json", "prior"),
         (f"metrics/prior/{RUN}.json", "prior"),
     ],
 )
