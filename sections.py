@@ -202,10 +202,10 @@ class Evaluation(Section):
 class Gates(Section):
     """Thresholds of the gates; reporting/gates.py says what each is compared with."""
 
-    max_unconverged: Fraction
-    max_decoupling_tax: Threshold
-    min_prior_share: Fraction
     min_precision: Fraction
+    min_recall_share: Fraction
+    min_distance_over_floor: Annotated[float, Field(gt=1)]  # at the floor no ratio is left above it
+    min_prior_share: Fraction
 
 
 class Report(Section):

@@ -20,7 +20,7 @@ from storage.files import read_json
 
 MAX_PREVIEW_PIXELS = 1024  # along a side; data URLs go into Prefect's database
 SUMMARY = "report/summary.json"
-RATIO = ("ratio", "low", "high", "p", "num_seeds")
+RATIO = ("ratio", "low", "high", "p", "raw_ratio", "num_seeds")  # above the floor, but for the raw one
 
 
 @dataclass(frozen=True)

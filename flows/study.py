@@ -34,7 +34,7 @@ from flows.preset import PARAMS, params_match_preset, take_preset, values_but_fo
 from flows.repair import repair
 from flows.reproduce import exclusive_lock, reproduce
 from params import check
-from reporting.arms import find_control
+from reporting.arms import find_bracket
 
 LOCK = ".scratch/study.lock"
 STUDIES = "studies"
@@ -101,8 +101,10 @@ def _prepare(preset: str | None, max_seeds: int, slots: dict[str, int], log) -> 
     if preset and not params_match_preset(root, preset):
         take_preset(root, preset)
     params = check(root / PARAMS)
-    if find_control({name: params.arms[name].model_dump() for name in params.experiment.arms}) is None:
-        _say(log, "warning: experiment.arms has no control, such as refit: two gates cannot be measured, so one seed ends the study.")
+    missing = find_bracket({name: params.arms[name].model_dump() for name in params.experiment.arms}).missing
+    if missing:
+        lacking = f"experiment.arms lacks joint training for fewer or more steps, such as {' and '.join(missing)}"
+        _say(log, f"warning: {lacking}: a gate cannot be measured, so one seed ends the study.")
     for line in repair(root):
         log.warning("mended: %s", line)
     graph = load_graph()

@@ -28,12 +28,13 @@ def count_budgets(summary: dict, arms: dict[str, dict]) -> dict[str, dict[str, f
     return budgets
 
 
-def describe_budgets(budgets: dict[str, dict[str, float]]) -> str:
-    """Say whether the arms were given the same, and what where they were not."""
-    operations = {arm: budget["num_operations"] for arm, budget in budgets.items()}
-    adversarial = {arm: budget["num_adversarial_updates"] for arm, budget in budgets.items()}
+def describe_budgets(budgets: dict[str, dict[str, float]], compared: list[str]) -> str:
+    """Say whether the arms ``compared`` were given the same, and what where they were not."""
+    operations = {arm: budgets[arm]["num_operations"] for arm in compared}
+    adversarial = {arm: budgets[arm]["num_adversarial_updates"] for arm in compared}
     if max(operations.values()) - min(operations.values()) <= EQUAL_OPERATIONS * max(operations.values()):
-        text = f"Every arm's autoencoder cost as many operations: {_power(max(operations.values()))}, within {EQUAL_OPERATIONS:.0%}."
+        cost = f"{_power(max(operations.values()))}, within {EQUAL_OPERATIONS:.0%}"
+        text = f"The autoencoders of these arms cost as many operations: {', '.join(compared)}: {cost}."
     else:
         text = f"The budgets differ, so the comparison is not an equal one: operations of the autoencoder: {_list(operations, _power)}."
     if len(set(adversarial.values())) > 1:

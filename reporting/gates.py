@@ -1,21 +1,22 @@
-"""Whether the question can be answered at all: four conditions on the baseline and a control, and what to raise where one fails.
+"""Whether the question can be answered at all: six conditions, and what to raise or to add where one fails or cannot be measured.
 
-A simpler latent cannot show its worth while the autoencoder is still learning, while freezing by itself costs too much, while the
-autoencoder loses more than the prior does, or while samples are hardly images. A gate that fails or was not measured says so; it never
-says that decoupling does not pay.
+A difference between arms means nothing where a part is out of order, where samples are no images, or all alike, or as good as real ones,
+where the baseline is a straw man, or where no latent could have made a difference. A gate that fails or was not measured says so; it
+never says that decoupling does not pay.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 
-from reporting.arms import find_control
+from reporting.landmarks import MEASURE, Landmarks
+from reporting.pairing import floor_of, mean_excess
+from reporting.statistics import MARGIN
 from sections import Gates
 
-ADD_CONTROL = (
-    "add a control to experiment.arms: an arm with the full decoder, no dropout and no noise whose encoder is frozen before the baseline's "
-    "steps are over, such as refit"
-)
+# An edge of the joint training may be better than all inside by no more than what does not matter.
+MIN_EDGE_RATIO = math.exp(-MARGIN)
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Gate:
         asks: what is measured, in words.
         value: of that; None where it cannot be measured.
         bound: "at most" or "at least", of the threshold.
-        threshold: from the section ``gates`` of params.yaml.
+        threshold: from the section ``gates`` of params.yaml, or what follows from the margin, or 0.
         state: "passed", "failed" or "not measured".
         why: what its failure means; empty where it has not failed.
         advice: what to do; empty where it is passed.
@@ -43,73 +44,116 @@ class Gate:
     advice: str
 
 
-def check_gates(summary: dict, arms: dict[str, dict], thresholds: Gates) -> list[dict]:
-    """Hold every gate against the arms' means.
+def check_gates(summary: dict, landmarks: Landmarks, named: list[str], thresholds: Gates) -> list[dict]:
+    """Hold every gate against what was measured.
 
     Args:
-        summary: what ``reporting.summary.collect`` returned.
-        arms: the settings of the experiment's arms, as params.yaml has them; the first is the baseline.
+        summary: what ``reporting.summary.collect`` returned, with the baseline that ``landmarks`` has.
+        named: the arms that the answer names: the baseline, and the candidate that it is told by.
 
     Returns:
-        The four gates as trees, in the order in which they are worth mending.
+        The six gates as trees, in the order in which they are worth mending.
     """
-    means = {arm: tree["mean"] for arm, tree in summary["arms"].items()}
-    gates = [*_of_control(summary, means, find_control(arms), thresholds), *_of_baseline(summary, means, thresholds)]
+    gates = [
+        _parts_work(summary, named),
+        *_of_samples(summary, thresholds),
+        _can_be_told(summary, thresholds),
+        _is_best_of_its_kind(landmarks),
+        _prior_matters(summary, thresholds),
+    ]
     return [asdict(gate) for gate in gates]
 
 
-def _of_control(summary: dict, means: dict[str, dict], control: str | None, thresholds: Gates) -> list[Gate]:
-    """What freezing alone costs: the control's reconstructions beside the baseline's."""
-    distance, baseline, floor = summary["distance"], summary["baseline"], summary["floor"].get(summary["distance"])
-    joint, samples = (means[baseline][f"{section}.{distance}"] for section in ("reconstruction_stage2", "samples"))
-    halfway, decoupled = (means[control][f"reconstruction_{stage}.{distance}"] if control else None for stage in ("stage1", "stage2"))
-    name, missing = control or "a control", "" if control else ADD_CONTROL
-    return [
-        _gate(
-            "converged",
-            f"distance of {name}'s reconstructions after stage 1 less that of {baseline}'s, divided by its samples'; each above the floor",
-            None if control is None or floor is None else _unconverged(halfway, joint, samples, floor),
-            ("at most", thresholds.max_unconverged),
-            ("the autoencoder is still learning", "raise num_steps of every arm, in both stages alike", missing),
-        ),
-        _gate(
-            "decoupling is cheap",
-            f"distance of {name}'s reconstructions after stage 2, divided by that of {baseline}'s; each taken as the floor at least",
-            max(decoupled, floor or 0) / max(joint, floor or 0) if control else None,
-            ("at most", thresholds.max_decoupling_tax),
-            ("even the full decoder loses too much by freezing the encoder", "raise num_steps of every arm", missing),
-        ),
-    ]
+def _parts_work(summary: dict, named: list[str]) -> Gate:
+    alarms = [alarm for alarm in summary["alarms"] if alarm["arm"] in named]
+    first = alarms[0] if alarms else {"stage": "", "arm": "", "seed": "", "signature": "", "advice": ""}
+    what = f"{first['stage']} of {first['arm']}, seed {first['seed']}, raised an alarm: {first['signature'].replace('_', ' ')}"
+    asks = f"number of alarms in {' and '.join(named)}"
+    return _gate("the parts work", asks, len(alarms), ("at most", 0), (what, first["advice"], MEASURE))
 
 
-def _of_baseline(summary: dict, means: dict[str, dict], thresholds: Gates) -> list[Gate]:
-    """Whether the baseline's prior is what its samples lack, and whether they are images at all."""
-    distance, baseline, floor = summary["distance"], summary["baseline"], summary["floor"].get(summary["distance"])
-    joint, samples = (means[baseline][f"{section}.{distance}"] for section in ("reconstruction_stage2", "samples"))
+def _of_samples(summary: dict, thresholds: Gates) -> list[Gate]:
+    """Whether the baseline's samples are images, and whether they are not all alike."""
+    baseline, mean = summary["baseline"], summary["arms"][summary["baseline"]]["mean"]
+    recall, real_recall = mean.get("samples.recall"), summary["floor"].get("recall")
     return [
-        _gate(
-            "the prior is the bottleneck",
-            f"distance of {baseline}'s samples less that of its reconstructions, divided by the samples'; each above the floor",
-            None if floor is None else _prior_share(joint, samples, floor),
-            ("at least", thresholds.min_prior_share),
-            (
-                "what the autoencoder loses weighs more than what the prior does, so that an easier latent cannot pay",
-                "make the autoencoder better: raise num_steps of every arm, or autoencoder.channels",
-                "",
-            ),
-        ),
         _gate(
             "samples are images",
             f"precision of {baseline}'s samples: the share that lies among real images",
-            means[baseline].get("samples.precision"),
+            mean.get("samples.precision"),
             ("at least", thresholds.min_precision),
             (
                 "hardly a sample lies among real images, so that their distances rank blurs",
                 "raise prior.training.num_steps, then the prior's size, or lower dataset.image_size",
-                "",
+                MEASURE,
+            ),
+        ),
+        _gate(
+            "samples are varied",
+            f"recall of {baseline}'s samples, the share of real images that they come near, divided by that of real training images",
+            None if recall is None or not real_recall else recall / real_recall,
+            ("at least", thresholds.min_recall_share),
+            (
+                "the prior is starved or has collapsed: its samples cover little of what real images show, so that decoders are ranked by "
+                "what they forgive",
+                "raise prior.training.num_steps",
+                MEASURE,
             ),
         ),
     ]
+
+
+def _can_be_told(summary: dict, thresholds: Gates) -> Gate:
+    key = f"samples.{summary['distance']}"
+    floor = floor_of(summary, key)
+    nearest, arm = min((run[key], arm) for arm, tree in summary["arms"].items() for run in tree["runs"].values())
+    return _gate(
+        "samples can be told from real images",
+        f"the smallest distance of any run's samples, here {arm}'s, divided by the floor, which real training images score",
+        nearest / floor if floor else None,
+        ("at least", thresholds.min_distance_over_floor),
+        (
+            "by so many images samples are as good as real ones, so that what is left to compare is chance",
+            "raise evaluation.num_images and sample.num_images",
+            MEASURE,
+        ),
+    )
+
+
+def _is_best_of_its_kind(landmarks: Landmarks) -> Gate:
+    edge = min(landmarks.edges, key=landmarks.edges.get, default=None)
+    side, other = ("fewer", "more") if edge == landmarks.fewest else ("more", "fewer")
+    return _gate(
+        "the baseline is the best of its kind",
+        "distance of samples above the floor: that of joint training for the fewest or the most steps, whichever is less, divided by the "
+        "least of all other joint training",
+        landmarks.edges[edge] if edge else None,
+        ("at least", MIN_EDGE_RATIO),
+        (
+            f"{edge} draws better samples than all joint training for {other} steps, so that the best is not found yet",
+            f"add joint training for still {side} steps than {edge}'s to experiment.arms",
+            landmarks.advice,
+        ),
+    )
+
+
+def _prior_matters(summary: dict, thresholds: Gates) -> Gate:
+    baseline, distance = summary["baseline"], summary["distance"]
+    samples, perfect = (mean_excess(summary, baseline, f"{section}.{distance}") for section in ("samples", "perfect_prior_stage2"))
+    share = None
+    if samples is not None and perfect is not None:
+        share = (samples - perfect) / samples if samples > 0 else 0.0  # at the floor no prior can be better
+    return _gate(
+        "the prior matters",
+        f"what {baseline}'s samples lose to a perfect prior with the same decoder, divided by what they lose to real images",
+        share,
+        ("at least", thresholds.min_prior_share),
+        (
+            "what the autoencoder loses weighs more than what the prior does, so that no latent could have paid",
+            "make the autoencoder better: raise num_steps of every arm, or autoencoder.channels",
+            MEASURE,
+        ),
+    )
 
 
 def _gate(name: str, asks: str, value: float | None, limit: tuple[str, float], words: tuple[str, str, str]) -> Gate:
@@ -117,26 +161,6 @@ def _gate(name: str, asks: str, value: float | None, limit: tuple[str, float], w
     bound, threshold = limit
     why, advice, missing = words
     if value is None:
-        return Gate(name, asks, None, bound, threshold, "not measured", "", missing or "run dvc repro reference evaluate")
+        return Gate(name, asks, None, bound, threshold, "not measured", "", missing)
     passed = value <= threshold if bound == "at most" else value >= threshold
     return Gate(name, asks, value, bound, threshold, *(("passed", "", "") if passed else ("failed", why, advice)))
-
-
-def _unconverged(halfway: float, joint: float, samples: float, floor: float) -> float:
-    """Difference of two reconstructions' distances, divided by the samples' distance; all above the floor.
-
-    Not divided by the reconstructions' own distance: the better the autoencoder, the closer that is to 0, and the larger the quotient.
-    """
-    at_stake = _above(samples, floor)
-    return abs(_above(halfway, floor) - _above(joint, floor)) / at_stake if at_stake else 0.0
-
-
-def _prior_share(reconstruction: float, samples: float, floor: float) -> float:
-    """What the prior adds, as a share of the samples' distance above the floor; 0 when samples are at the floor."""
-    at_stake = _above(samples, floor)
-    return (at_stake - _above(reconstruction, floor)) / at_stake if at_stake else 0.0
-
-
-def _above(distance: float, floor: float) -> float:
-    """Distance above the floor, at least 0. Reconstructions can be below the floor, as their own originals are in the reference."""
-    return max(distance - floor, 0.0)

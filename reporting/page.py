@@ -7,11 +7,12 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
+from reporting.arms import share_of_steps
 from reporting.images import grid_rows, range_rows, read_all_examples
 from reporting.plots import draw_panels, read_curve
 from reporting.statistics import LOOKS
 from reporting.story import TONES, tell_story
-from reporting.summary import TRAINING_STAGES, decimals, format_duration, metric_of
+from reporting.summary import PERFECT_PRIORS, TRAINING_STAGES, decimals, format_duration, metric_of
 from reporting.tables import SECTION_LABELS, arm_color, budget_table, metric_table, size_table
 
 TEMPLATE = Path(__file__).with_name("page.html.jinja")
@@ -40,9 +41,7 @@ def render(title: str, summary: dict, durations: list[dict], curves: Path, grids
     Raises:
         PipelineError: curves, a grid or the examples of a run are missing or damaged.
     """
-    names = [name for name in summary["arms"][summary["baseline"]]["mean"] if not name.startswith("training.")]
     examples = read_all_examples(summary, grids)
-    quality = [name for name in names if name.partition(".")[0] in QUALITY_SECTIONS]
     page = _template().render(
         title=title,
         summary=summary,
@@ -55,10 +54,9 @@ def render(title: str, summary: dict, durations: list[dict], curves: Path, grids
         gates=[_gate_view(gate) for gate in summary["gates"]],
         comparisons=[_comparison_view(summary, row) for row in summary["comparisons"]],
         attribution=[_ratio_view(row) for row in summary["attribution"]],
+        mechanism=_mechanism_view(summary),
         looks=" and ".join(", ".join(map(str, LOOKS)).rsplit(", ", 1)),
-        quality=metric_table(summary, quality, with_floor=True),
-        others=metric_table(summary, [name for name in names if name not in quality], with_floor=False),
-        notes=_notes(summary, [name for name in names if name not in quality]),
+        **_metric_tables(summary),
         budget=budget_table(summary),
         sizes=size_table(summary),
         skipped_steps=_skipped_steps(summary),
@@ -93,9 +91,10 @@ def format_bytes(count: float) -> str:
     return f"{count:.1f} TB"
 
 
-def format_interval(row: dict) -> str:
-    """The 95 % interval of a ratio, or a dash where two seeds or fewer give none worth showing."""
-    return "–" if row["low"] is None else f"{row['low']:.3f} to {row['high']:.3f}"
+def format_interval(row: dict, prefix: str = "") -> str:
+    """The 95 % interval of a ratio, or a dash where two seeds or fewer, or none above the floor, give none."""
+    low, high = row[f"{prefix}low"], row[f"{prefix}high"]
+    return "–" if low is None else f"{low:.3f} to {high:.3f}"
 
 
 def flatten_parameters(tree, prefix: str = "") -> list[tuple[str, str]]:
@@ -105,21 +104,29 @@ def flatten_parameters(tree, prefix: str = "") -> list[tuple[str, str]]:
     return [row for name, value in tree.items() for row in flatten_parameters(value, f"{prefix}.{name}" if prefix else str(name))]
 
 
-def describe_arm(arm: dict) -> str:
-    """Say in a sentence how an arm of params.yaml is trained."""
-    stage1, stage2 = arm["stage1"], arm["stage2"]
+def describe_arm(arm: dict, first: str, num_steps: int) -> str:
+    """Say in a sentence how an arm of params.yaml is trained.
+
+    Args:
+        first: name of the experiment's first arm.
+        num_steps: of its stage 1.
+    """
+    stage1, stage2, share = arm["stage1"], arm["stage2"], share_of_steps(arm, first, num_steps)
     weakness = [f"{stage1['channels_multiplier']:g} × the channels"] if stage1["channels_multiplier"] != 1 else []
+    weakness += [f"block dropout {stage1['block_dropout']:g}"] if stage1["block_dropout"] else []
     weakness += [f"dropout {stage1['dropout']:g}"] if stage1["dropout"] else []
     decoder = f"an auxiliary decoder of {' and '.join(weakness)}" if weakness else "the full decoder"
-    first = f"Encoder and {decoder} learn together for {stage1['num_steps']:,} steps{_describe_noise(stage1['latent_noise'])}"
+    together = f"Encoder and {decoder} learn together for {stage1['num_steps']:,} steps"
+    together += f", {share}" if share else ""
+    together += _describe_noise(stage1["latent_noise"])
     if stage1["bottleneck"]:
-        first += f", with a bottleneck of {', '.join(f'{key} {json.dumps(value)}' for key, value in stage1['bottleneck'].items())}"
+        together += f", with a bottleneck of {', '.join(f'{key} {json.dumps(value)}' for key, value in stage1['bottleneck'].items())}"
     if stage2["num_steps"] == 0:
-        return f"{first}; there is no second stage."
+        return f"{together}; there is no second stage."
     second = "a fresh full decoder learns" if stage2["start"] == "fresh" else "the same decoder goes on learning"
     rate = f" at {stage2['learning_rate_factor']:g} × the rate" if stage2["learning_rate_factor"] != 1 else ""
     noise = _describe_noise(stage2["latent_noise"])
-    return f"{first}; then the encoder is frozen and {second} for {stage2['num_steps']:,} steps{rate}{noise}."
+    return f"{together}; then the encoder is frozen and {second} for {stage2['num_steps']:,} steps{rate}{noise}."
 
 
 def _describe_noise(noise: dict | None) -> str:
@@ -128,17 +135,32 @@ def _describe_noise(noise: dict | None) -> str:
     strength = noise["strength"]
     return {
         "interpolated": f", with latents interpolated towards noise of {strength:g} standard deviations",
-        "added": f", with noise of {strength:g} standard deviations added to the latents",
-        "swapped": f", with {strength:.0%} of the tokens swapped for near ones",
+        "added": f", with noise of up to {strength:g} standard deviations, drawn anew for each image, added to the latents",
+        "swapped": f", with up to {strength:.0%} of the tokens swapped for near ones, drawn anew for each image",
     }[noise["kind"]]
 
 
 def _arm_view(summary: dict, parameters: dict, arm: str) -> dict:
+    first = summary["arm_names"][0]
+    num_steps = parameters["arms"][first]["stage1"]["num_steps"]
     return {
         "name": arm,
         "color": arm_color(summary, arm),
-        "description": describe_arm(parameters["arms"][arm]),
+        "description": describe_arm(parameters["arms"][arm], first, num_steps),
         "is_baseline": arm == summary["baseline"],
+    }
+
+
+def _metric_tables(summary: dict) -> dict:
+    """What was measured of images, of a perfect prior, and of latents and priors, with notes on the last."""
+    names = [name for name in summary["arms"][summary["baseline"]]["mean"] if not name.startswith("training.")]
+    quality, perfect = ([name for name in names if name.partition(".")[0] in group] for group in (QUALITY_SECTIONS, PERFECT_PRIORS))
+    others = [name for name in names if name not in quality + perfect]
+    return {
+        "quality": metric_table(summary, quality, with_floor=True),
+        "perfect": metric_table(summary, perfect, with_floor=True),
+        "others": metric_table(summary, others, with_floor=False),
+        "notes": _notes(summary, others),
     }
 
 
@@ -168,7 +190,7 @@ def _gate_view(gate: dict) -> dict:
     sentences = [text[:1].upper() + text[1:] + "." for text in (gate["why"], gate["advice"]) if text]
     return gate | {
         "value_text": "–" if gate["value"] is None else f"{gate['value']:.3g}",
-        "limit_text": f"{gate['bound']} {gate['threshold']:g}",
+        "limit_text": f"{gate['bound']} {gate['threshold']:.3g}",
         "advice_text": " ".join(sentences),
         "tone": TONES[gate["state"]],
     }
@@ -179,14 +201,24 @@ def _comparison_view(summary: dict, row: dict) -> dict:
 
 
 def _judge_view(summary: dict, judge: dict) -> dict:
-    label = metric_of(summary, judge["metric"]).full_label
-    return judge | {"label": label, "interval_text": format_interval(judge), "tone": TONES[judge["opinion"]]}
+    """A judge's numbers as text: its ratio, or the difference where a value at or below the floor has none."""
+    metric = metric_of(summary, judge["metric"])
+    texts = {"label": metric.full_label, "tone": TONES[judge["opinion"]]}
+    if judge["ratio"] is not None:
+        return _ratio_view(judge) | texts
+    values = [judge[name] for name in ("difference", "difference_low", "difference_high")]
+    places = decimals(values)
+    mean, low, high = (None if value is None else f"{value:+.{places}f}" for value in values)
+    interval = "–" if low is None else f"{low} to {high}"
+    return _ratio_view(judge) | {"ratio_text": f"{mean} (difference)", "interval_text": interval} | texts
 
 
 def _ratio_view(row: dict) -> dict:
     """A ratio's numbers as text."""
     p = "–" if row["p"] is None else f"{row['p']:.3f}" if row["p"] >= 0.001 else "< 0.001"
-    return row | {"ratio_text": f"{row['ratio']:.3f}", "interval_text": format_interval(row), "p_text": p}
+    ratios = {name: "–" if row[name] is None else f"{row[name]:.3f}" for name in ("ratio", "raw_ratio")}
+    raw = {"raw_text": ratios["raw_ratio"], "raw_interval_text": format_interval(row, "raw_")}
+    return row | {"ratio_text": ratios["ratio"], "interval_text": format_interval(row), "p_text": p} | raw
 
 
 def _expectation_view(row: dict) -> dict:
@@ -196,6 +228,19 @@ def _expectation_view(row: dict) -> dict:
         "values": f"{row['mean']:.{places}f} against {row['baseline_mean']:.{places}f}",
         "tone": TONES[row["verdict"]],
     }
+
+
+def _mechanism_view(summary: dict) -> list[dict]:
+    """Where each arm's distance comes from, as text."""
+    places = decimals(row["price_of_prior"] for row in summary["mechanism"])
+    shares = {"unconverged", "freezing_cost"}
+    return [
+        row
+        | {name: "–" if row[name] is None else f"{100 * row[name]:.1f} %" for name in shares}
+        | {"price_of_prior": f"{row['price_of_prior']:.{places}f}", "control": row["control"] or "–"}
+        | {"color": arm_color(summary, row["arm"])}
+        for row in summary["mechanism"]
+    ]
 
 
 def _errors_view(summary: dict, examples: dict[str, dict]) -> list[dict]:

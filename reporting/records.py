@@ -41,6 +41,7 @@ class ProtocolRecord(BaseModel):
     kid_num_subsets: int
     swd_num_patches_per_image: int
     swd_num_projections: int
+    swd_scale: str
     factor_judge_sha256: str | None
     torch_fidelity: str
 
@@ -59,6 +60,8 @@ class EvaluationRecord(BaseModel):
     reconstruction_stage1: dict[str, float]
     reconstruction_stage2: dict[str, float]
     samples: dict[str, float]
+    perfect_prior_stage1: dict[str, float]
+    perfect_prior_stage2: dict[str, float]
     prior_gap: dict[str, float]
 
 

@@ -1,8 +1,8 @@
 """What a few seeds can tell of two arms: the ratio of a distance, when a study may stop, and how many more seeds it would take.
 
 Runs are paired by seed, since a seed gives every arm the same initialisation, batches and noise: what is analysed is
-d = log(value of the arm) - log(value of the control), one number a seed, by Student's t. Nothing is resampled: with fewer than a dozen
-seeds a bootstrap's 95 % interval covers 69 to 89 %.
+d = log(value of the arm - floor) - log(value of the control - floor), one number a seed, by Student's t. Nothing is resampled: with fewer
+than a dozen seeds a bootstrap's 95 % interval covers 69 to 89 %.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from scipy.special import chdtri, stdtr, stdtrit
 
 # Interim looks: number of seeds at which a study may stop -> p below which it does. Of studies of two equal arms 5.0 % find a difference by
-# 8 seeds and 5.4 % by 32: the limits at 16 and 32 are strict, so that the later looks add few false alarms.
+# 8 seeds and 5.4 % by 32: the limits at 16 and 32 are strict, so that the later looks add few false alarms. Neither the floor's bias nor
+# an error of the measured floor adds any, as both arms have the same.
 LOOKS = {3: 0.005, 5: 0.01, 8: 0.04, 16: 0.004, 32: 0.004}
 FIRST_LOOK, LAST_LOOK = min(LOOKS), max(LOOKS)
 MARGIN = math.log(1.05)  # a smaller difference does not matter
@@ -72,18 +73,11 @@ def pair(differences: Sequence[float]) -> Paired:
     return Paired(len(differences), statistics.fmean(differences), std)
 
 
-def log_ratios(values: Sequence[float], control: Sequence[float]) -> list[float] | None:
-    """log(value) - log(control) per seed; None where a value is not positive, so that there is no ratio."""
-    if min(*values, *control) <= 0:
+def log_ratios(values: Sequence[float], control: Sequence[float], floor: float = 0.0) -> list[float] | None:
+    """log(value - floor) - log(control - floor) per seed; None where a value is at or below the floor, so that there is no ratio."""
+    if min(*values, *control) <= floor:
         return None
-    return [math.log(ours) - math.log(theirs) for ours, theirs in zip(values, control, strict=True)]
-
-
-def pair_runs(runs: dict[str, dict], control: dict[str, dict], key: str) -> Paired | None:
-    """Pair two arms' runs, seed -> metrics, by the log ratio of one metric; None where a seed lacks it or it gives no ratio."""
-    values = [[run.get(key) for run in runs.values()], [control[seed].get(key) for seed in runs]]
-    differences = None if None in values[0] + values[1] else log_ratios(*values)
-    return pair(differences) if differences else None
+    return [math.log(ours - floor) - math.log(theirs - floor) for ours, theirs in zip(values, control, strict=True)]
 
 
 def two_sided_p(mean, std, num_seeds: int):
@@ -98,11 +92,14 @@ def next_look(num_seeds: int) -> int | None:
     return next((look for look in LOOKS if look > num_seeds), None)
 
 
-def decide(comparisons: dict[str, Paired]) -> dict[str, str]:
+def decide(comparisons: dict[str, Paired], margin: float = MARGIN) -> dict[str, str]:
     """Decide for each arm of a family, all compared by log ratios of a distance on the same seeds, by Holm's procedure.
 
     The smallest p is held against the look's p divided by the number of arms, the next against it divided by one less, and so on up to
     the first that fails. An interval inside +-5 % is "no difference" even where it excludes 1: a difference, but none that matters.
+
+    Args:
+        margin: of the log ratios; 0 where plain differences are decided, which have none.
 
     Returns:
         arm -> "better", "worse", "no difference" or "undecided"; between looks, and beyond the last, always "undecided".
@@ -116,7 +113,7 @@ def decide(comparisons: dict[str, Paired]) -> dict[str, str]:
             continue
         still_rejecting = still_rejecting and paired.p < limit / (len(comparisons) - rank)
         low, high = paired.interval
-        if max(-low, high) <= MARGIN:
+        if max(-low, high) <= margin:
             decisions[arm] = "no difference"
         elif still_rejecting:
             decisions[arm] = "better" if paired.mean < 0 else "worse"
@@ -129,9 +126,10 @@ def upper_std(paired: Paired) -> float:
     return paired.std * math.sqrt(freedom / float(chdtri(freedom, SCALE_CONFIDENCE)))
 
 
-def num_more_seeds(paired: Paired) -> int:
+def num_more_seeds(paired: Paired, num_arms: int = 1) -> int:
     """Estimate how many more seeds would decide: up to the first look at which the present effect falls below that look's p.
 
+    That p is divided by ``num_arms``, those of the family that are not told apart yet, as Holm's procedure does for the first of them.
     For an effect below 5 %: up to the first look at which the 95 % interval's half-width is 5 %. With fewer seeds than the first look:
     up to it. From the last look on: 0, as nothing is decided later. If no look is enough: as many as bring the half-width down to the
     effect. That is beyond the last look, and says how much too small the experiment is.
@@ -146,7 +144,7 @@ def num_more_seeds(paired: Paired) -> int:
         return float(stdtrit(number - 1, 1 - p / 2)) * std <= effect * math.sqrt(number)
 
     for look, p in LOOKS.items():
-        if look > paired.num_seeds and is_enough(look, p if abs(paired.mean) >= MARGIN else 0.05):
+        if look > paired.num_seeds and is_enough(look, p / num_arms if abs(paired.mean) >= MARGIN else 0.05):
             return look - paired.num_seeds
     return bisect_left(range(10**18), True, lo=LAST_LOOK + 1, key=is_enough) - paired.num_seeds
 

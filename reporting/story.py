@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-from reporting.arms import departure, is_joint
+from reporting.arms import departure, first_steps, is_joint, share_of_steps
 from reporting.images import GRIDS, embed_strip
 from reporting.statistics import MARGIN
 from reporting.summary import decimals, metric_of
@@ -44,6 +44,7 @@ def tell_story(summary: dict, settings: dict[str, dict], grids: Path, examples: 
     def position(value: float) -> str:
         return f"{max(0.0, value * scale):.2f}"
 
+    first, num_steps = summary["arm_names"][0], first_steps(settings)
     decided = {row["arm"]: row for row in summary["comparisons"]}
     seed, rows = summary["seeds"][0], []
     for number, arm in enumerate(summary["arm_names"]):
@@ -54,7 +55,7 @@ def tell_story(summary: dict, settings: dict[str, dict], grids: Path, examples: 
                 "letter": letter_of(number),
                 "label": arm,
                 "color": arm_color(summary, arm),
-                "what": describe_weakness(settings[arm]),
+                "what": describe_weakness(settings[arm], first, num_steps),
                 "strip": embed_strip(grids / run / "samples.png", examples[run]["tile"]),
                 "width": position(mean),
                 "dots": [position(value) for value in values[arm]] if len(values[arm]) > 1 else [],
@@ -65,9 +66,9 @@ def tell_story(summary: dict, settings: dict[str, dict], grids: Path, examples: 
                 **value_and_spread(mean, summary["arms"][arm]["std"][key], lambda value: f"{value:.{places}f}"),
             }
         )
-    first = f"{summary['baseline']}-{seed}"
+    run = f"{first}-{seed}"
     return {
-        "real": embed_strip(grids / first / "real.png", examples[first]["tile"]),
+        "real": embed_strip(grids / run / "real.png", examples[run]["tile"]),
         "rows": rows,
         "floor": None if floor is None else {"position": position(floor), "text": f"{floor:.{places}f}"},
         "plot": plot_weakness(summary, floor) if len(rows) > 1 else None,
@@ -81,16 +82,35 @@ def letter_of(number: int) -> str:
     return chr(ord("A") + number) if number < 26 else str(number + 1)
 
 
-def describe_weakness(arm: dict) -> str:
-    """In a few words what is done to an arm of params.yaml: its weakness, and whether its encoder is frozen."""
+def describe_weakness(arm: dict, first: str, num_steps: int) -> str:
+    """In a few words what is done to an arm of params.yaml: its weakness, and when its encoder is frozen.
+
+    Args:
+        first: name of the experiment's first arm.
+        num_steps: of its stage 1.
+    """
     stage1, stage2 = arm["stage1"], arm["stage2"]
-    channels, dropout, *strengths = departure(arm)
-    words = [f"{stage1['channels_multiplier']:g} × the channels"] if channels else []
-    words += [f"dropout {dropout:g}"] if dropout else []
-    for stage, strength, when in ((stage1, strengths[0], ""), (stage2, strengths[1], " after freezing")):
-        words += [f"{stage['latent_noise']['kind']} noise {strength:g}{when}"] if strength else []
+    departs = departure(arm, num_steps)
+    words = [f"{stage1['channels_multiplier']:g} × the channels"] if departs.missing_width else []
+    words += [f"block dropout {departs.block_dropout:g}"] if departs.block_dropout else []
+    words += [f"dropout {departs.dropout:g}"] if departs.dropout else []
+    for stage, strength, when in ((stage1, departs.noise_stage1, ""), (stage2, departs.noise_stage2, " after freezing")):
+        words += [f"{_noise_in_short(stage['latent_noise'])}{when}"] if strength else []
     words += ["another bottleneck"] if stage1["bottleneck"] else []
-    return f"{', '.join(words) or 'full decoder'}; {'joint training' if is_joint(arm) else 'encoder frozen'}"
+    return f"{', '.join(words) or 'full decoder'}; {_ending(arm, first, num_steps)}"
+
+
+def _noise_in_short(noise: dict) -> str:
+    """Added and swapped are drawn anew for each image, up to their strength."""
+    drawn = "" if noise["kind"] == "interpolated" else "up to "
+    return f"{noise['kind']} noise {drawn}{noise['strength']:g}"
+
+
+def _ending(arm: dict, first: str, num_steps: int) -> str:
+    share = share_of_steps(arm, first, num_steps)
+    if is_joint(arm):
+        return f"joint training for {share} steps" if share else "joint training"
+    return f"encoder frozen after {share} steps" if share else "encoder frozen"
 
 
 def plot_weakness(summary: dict, floor: float | None) -> dict:
@@ -125,13 +145,15 @@ def plot_weakness(summary: dict, floor: float | None) -> dict:
             }
         )
     level = summary["arms"][baseline]["mean"][keys[1]]
-    top, bottom = (float(y_axis.place_down(level * math.exp(side * MARGIN))) for side in (1, -1))
+    above = max(0.0, level - (floor or 0.0))  # the margin is of what lies above the floor
+    top, bottom = (float(y_axis.place_down(level + above * math.expm1(side * MARGIN))) for side in (1, -1))
     return {
         "points": points,
         "x_ticks": [(x_axis.place(value), text) for value, text in x_axis.ticks()],
         "y_ticks": [(y_axis.place_down(value), text) for value, text in y_axis.ticks()],
         "baseline": y_axis.place_down(level),
         "band": (f"{top:.2f}", f"{bottom - top:.2f}"),
+        "has_floor": floor is not None,
         "margin": f"{100 * math.expm1(MARGIN):.0f} %",
         "floor": y_axis.place_down(floor) if floor is not None and floor >= y_axis.low else None,
         "label": metric_of(summary, distance).label,

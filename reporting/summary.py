@@ -19,12 +19,14 @@ from storage.files import MANIFEST, read_json, require_keys
 from storage.legends import describe, read_legend
 from storage.shards import read_manifest
 
-FORMAT = "dae-report-3"
+FORMAT = "dae-report-4"
 LARGEST = 1e100  # nothing that is measured is larger, and sums and squares must stay numbers
 TRAINING_STAGES = ("stage1", "stage2", "prior")
+# What each decoder makes of the latents of training images: what a perfect prior would score with it.
+PERFECT_PRIORS = ("perfect_prior_stage1", "perfect_prior_stage2")
 # The order in which the stages are shown. Which stages there are is read from the folder of durations.
 STAGE_ORDER = ("shards", "reference", "stage1", "freeze", "encode", "stage2", "prior", "sample", "evaluate")
-# What the paper expects of a decoupled arm next to the baseline. Every candidate is compared with it, also one with noise in stage 2 only.
+# What the paper expects of a decoupled arm next to the baseline. Every candidate is compared with it, also one that is only frozen.
 EXPECTATIONS = (("reconstruction_stage1", "worse"), ("reconstruction_stage2", "better"), ("samples", "better"))
 
 
@@ -42,7 +44,7 @@ def collect(arms: list[str], seeds: list[int], metrics: Path, artifacts: list[Pa
     """Gather what was measured of an experiment, as plain JSON.
 
     Args:
-        arms: their names; the first is the baseline.
+        arms: their names; the first is the baseline until reporting/verdict.py finds better joint training.
         seeds: every arm ran with each of them. Files of other arms and seeds are not read.
         metrics: the folder of metrics files.
         artifacts: folders of the stages that measure, ``<arm>-<seed>/legend.json`` in each.
@@ -196,10 +198,11 @@ def _require_same_measures(summaries: dict, folder: Path) -> None:
 
 
 def _distance(mean: dict, folder: Path) -> str:
-    """The Fréchet distance of this protocol; every comparison needs it after stage 1, after stage 2 and of the samples."""
+    """The Fréchet distance of this protocol; every comparison needs it of each kind of reconstruction, the samples and perfect priors."""
     found = {name.partition(".")[2] for name in mean if name.startswith("samples.") and is_distance(name.partition(".")[2])}
-    if len(found) != 1 or any(mean.get(f"{section}.{name}") is None for section, _ in EXPECTATIONS for name in found):
-        raise PipelineError(f"{folder}: needs one Fréchet distance after stage 1, after stage 2 and of the samples; run dvc repro evaluate")
+    sections = [*(section for section, _ in EXPECTATIONS), *PERFECT_PRIORS]
+    if len(found) != 1 or any(mean.get(f"{section}.{name}") is None for section in sections for name in found):
+        raise PipelineError(f"{folder}: needs one Fréchet distance in each of {', '.join(sections)}; run dvc repro evaluate")
     return found.pop()
 
 

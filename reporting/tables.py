@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from reporting.pairing import OF_REFERENCE
 from reporting.plots import NUM_ARM_COLORS
 from reporting.statistics import log_ratios, pair
 from reporting.summary import TRAINING_STAGES, decimals, metric_of
@@ -13,6 +14,8 @@ SECTION_LABELS = {
     "reconstruction_stage2": "Reconstruction after stage 2",
     "stage2_gain": "What stage 2 takes off the distance",
     "samples": "Samples",
+    "perfect_prior_stage1": "With a perfect prior, stage 1's decoder",
+    "perfect_prior_stage2": "With a perfect prior, stage 2's decoder",
     "prior_gap": "What the prior costs: samples to reconstructions",
     "neighbours": "Nearest training images",
     "latent": "Latent",
@@ -22,10 +25,10 @@ STAGE_NAMES = {"stage1": "Stage 1", "stage2": "Stage 2", "prior": "Prior"}
 
 
 def metric_table(summary: dict, names: list[str], with_floor: bool) -> dict:
-    """A table of metrics: per arm the mean and spread, with several seeds also every seed, and the floor."""
+    """A table of metrics: per arm the mean and spread, with several seeds also every seed, and the floor of sections that have one."""
     columns = [_metric_column(summary, name) for name in names]
     table = {"groups": _groups(columns), "columns": columns, "rows": _rows(summary, columns)}
-    floors = [summary["floor"].get(name.partition(".")[2]) for name in names]
+    floors = [None if name.startswith(OF_REFERENCE) else summary["floor"].get(name.partition(".")[2]) for name in names]
     if with_floor and any(value is not None for value in floors):
         cells = [{"text": "–" if value is None else column["format"](value)} for value, column in zip(floors, columns, strict=True)]
         table["rows"].append({"kind": "floor", "label": "Floor: real training images", "color": None, "cells": cells})

@@ -1,60 +1,28 @@
 """The answer: decouple (and how weakly), do not, cannot tell yet (how many more seeds), not testable (what to raise or to add), judges
 disagree, no verdict (one or two seeds), or nothing to decide.
 
-It rests on the Fréchet distance of samples, paired by seed and decided at the looks of reporting/statistics.py; on the gates of
+It rests on the Fréchet distance of samples above the floor, that real training images score, paired by seed and decided at the looks of
+reporting/statistics.py; on the best joint training of the experiment, which it is held against (reporting/landmarks.py); on the gates of
 reporting/gates.py, each of which has to be passed, as a difference means nothing otherwise; and on further judges, which do without the
 distance's network: where there are any, none may disagree, and one has to agree with a difference, each by a 95 % interval of its own.
-Means and standard deviations over seeds are shown elsewhere, and decide nothing.
+Values as measured, means and standard deviations over seeds are shown beside it, and decide nothing.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-from reporting.arms import departure, find_causes, find_control, is_candidate
+from reporting.arms import departure, first_steps, is_joint
 from reporting.budget import count_budgets, describe_budgets
+from reporting.comparison import ArmComparison, compare, comparison_row
+from reporting.explanation import attribute, explain_mechanism, gap_closed, hold_against_paper
 from reporting.gates import check_gates
-from reporting.statistics import FIRST_LOOK, LAST_LOOK, Paired, as_ratio, decide, next_look, num_more_seeds, pair_runs, worth
-from reporting.summary import EXPECTATIONS, decimals, format_duration, metric_of
+from reporting.landmarks import Landmarks, find_landmarks
+from reporting.pairing import Pair, as_row
+from reporting.statistics import FIRST_LOOK, LAST_LOOK, next_look, worth
+from reporting.summary import decimals, format_duration, metric_of
 from sections import Gates
 
-JUDGES = ("samples.swd_laplacian", "samples.factor_tv")  # metrics beside the distance; smaller is better; each counts where it was measured
 FINAL = ("decouple", "do not", "nothing to decide")  # which more seeds would not change
 FIRST_FRESH_SEED = 100  # of those that confirm an arm: none that chose it
-
-
-@dataclass(frozen=True)
-class ArmComparison:
-    """Samples of an arm against those of the baseline.
-
-    Attributes:
-        is_candidate: whether the answer may name the arm; see ``reporting.arms.is_candidate``.
-        paired: log ratios of the distance.
-        decision: "better", "worse", "no difference" (none that matters) or "undecided".
-        judges: metric -> its log ratios and its opinion: "agrees", "disagrees" or "no opinion".
-    """
-
-    arm: str
-    is_candidate: bool
-    paired: Paired
-    decision: str
-    judges: dict[str, tuple[Paired, str]]
-
-    @property
-    def num_more_seeds(self) -> int:
-        return num_more_seeds(self.paired) if self.decision == "undecided" else 0
-
-    @property
-    def is_supported(self) -> bool:
-        """No judge disagrees and, where there are any, one agrees. "No difference" needs no agreement."""
-        opinions = {opinion for _, opinion in self.judges.values()}
-        return "disagrees" not in opinions and (not opinions or "agrees" in opinions or self.decision == "no difference")
-
-    @property
-    def is_contradicted(self) -> bool:
-        """A judge disagrees, and its own ratio passes the rule by which the distance is decided at this look."""
-        against = {metric: paired for metric, (paired, opinion) in self.judges.items() if opinion == "disagrees"}
-        return any(decide({metric: paired})[metric] in ("better", "worse") for metric, paired in against.items())
 
 
 def conclude(summary: dict, arms: dict[str, dict], thresholds: Gates, durations: list[dict]) -> dict:
@@ -63,105 +31,74 @@ def conclude(summary: dict, arms: dict[str, dict], thresholds: Gates, durations:
     Args:
         summary: what ``reporting.summary.collect`` returned.
         arms: the settings of the experiment's arms, as params.yaml has them, in the experiment's order.
-        thresholds: of the gates.
         durations: what ``reporting.summary.read_durations`` returned, for what another seed costs.
 
     Returns:
-        ``{"gates", "budgets", "comparisons", "attribution", "expectations", "verdict"}``, to be put into the summary. Every
-        ``num_more_seeds`` is 0 where a gate stands in the way, so that more seeds would not help.
+        ``{"baseline", "gates", "budgets", "comparisons", "attribution", "mechanism", "expectations", "verdict"}``, to be put into the
+        summary. ``baseline`` is the best joint training. Every ``num_more_seeds`` is 0 where a gate fails, so that more would not help.
     """
-    gates, budgets = check_gates(summary, arms, thresholds), count_budgets(summary, arms)
-    comparisons = compare(summary, arms)
-    answer, chosen = _answer(comparisons, gates, arms, len(summary["seeds"]))
-    more_helps = answer != "not testable" and not _in_state(gates, "failed")
-    seconds = sum(row["wall_seconds"] for row in durations if row["run"]) / len(summary["seeds"])
-    verdict = {
-        "answer": answer,
-        "arm": chosen.arm if answer == "decouple" else None,
-        "headline": _headline(answer, chosen, gates, summary, seconds),
-        "outcomes": {comparison.arm: comparison.decision for comparison in comparisons},
-        "worth": worth(len(summary["seeds"])),
-        "next_look": next_look(len(summary["seeds"])),
-        "is_testable": _is_testable(gates),
-        "is_final": answer in FINAL or (answer == "judges disagree" and chosen.is_contradicted),
-        "num_more_seeds": chosen.num_more_seeds if chosen and more_helps else 0,
-        "seconds_per_seed": seconds,
-        "paragraphs": [_explain(one, summary) for one in comparisons],
-        "certainty": " ".join(
-            [
-                *_certainty(answer, gates, summary, seconds if more_helps else None),
-                *_selection(answer, chosen, comparisons, summary, arms),
-                describe_budgets(budgets),
-            ]
-        ),
-    }
+    landmarks = find_landmarks(summary, arms)
+    summary = summary | {"baseline": landmarks.baseline}
+    comparisons, budgets, num_seeds = compare(summary, arms), count_budgets(summary, arms), len(summary["seeds"])
+    answer, chosen = _choose(comparisons, arms, num_seeds)
+    gates = check_gates(summary, landmarks, [landmarks.baseline, *([chosen.arm] if chosen else [])], thresholds)
+    if answer not in ("nothing to decide", "no verdict") and not _is_testable(gates):
+        answer = "not testable"
+    more_helps = not _in_state(gates, "failed") and answer != "not testable"
+    seconds = sum(row["wall_seconds"] for row in durations if row["run"]) / num_seeds
+    certainty = [
+        *_certainty(answer, gates, summary, seconds if more_helps else None),
+        *_selections(answer, chosen, comparisons, landmarks, summary, arms),
+        describe_budgets(budgets, _compared_by_budget(landmarks, arms)),
+    ]
     return {
+        "baseline": landmarks.baseline,
         "gates": gates,
         "budgets": budgets,
-        "comparisons": [_row(one, summary, more_helps) for one in comparisons],
-        "attribution": _attribution(summary, arms),
-        "expectations": [row for one in comparisons if one.is_candidate for row in _expectations(one.arm, summary)],
-        "verdict": verdict,
+        "comparisons": [comparison_row(one, summary, more_helps) for one in comparisons],
+        "attribution": attribute(summary, arms),
+        "mechanism": explain_mechanism(summary, arms),
+        "expectations": [row for one in comparisons if one.is_candidate for row in hold_against_paper(one.arm, summary)],
+        "verdict": {
+            "answer": answer,
+            "arm": chosen.arm if answer == "decouple" else None,
+            "replaces": landmarks.replaces,
+            "headline": _headline(answer, chosen, gates, summary, seconds) + _replacement(landmarks),
+            "outcomes": {comparison.arm: comparison.decision for comparison in comparisons},
+            "worth": worth(num_seeds),
+            "next_look": next_look(num_seeds),
+            "is_testable": _is_testable(gates),
+            "is_final": answer in FINAL or (answer == "judges disagree" and chosen.is_contradicted),
+            "num_more_seeds": chosen.num_more_seeds if chosen and more_helps else 0,
+            "seconds_per_seed": seconds,
+            "paragraphs": [_explain(one, summary) for one in comparisons],
+            "certainty": " ".join(certainty),
+        },
     }
 
 
-def compare(summary: dict, arms: dict[str, dict]) -> list[ArmComparison]:
-    """Compare every further arm's samples with the baseline's; decided by Holm's procedure over the candidates, the rest one by one."""
-    key, others = f"samples.{summary['distance']}", summary["arm_names"][1:]
-    paired = {arm: _pair(summary, arm, key) for arm in others}
-    candidates = [arm for arm in others if is_candidate(arms[arm])]
-    decisions = decide({arm: paired[arm] for arm in candidates})
-    for arm in others:
-        decisions |= {} if arm in candidates else decide({arm: paired[arm]})
-    return [
-        ArmComparison(arm, arm in candidates, paired[arm], decisions[arm], _judge(summary, arm, _side(paired[arm], decisions[arm])))
-        for arm in others
-    ]
+def _choose(comparisons: list[ArmComparison], arms: dict, num_seeds: int) -> tuple[str, ArmComparison | None]:
+    """The answer if every gate is passed, and the comparison that it is told by: the recommended arm's, or the best candidate's.
 
-
-def _pair(summary: dict, arm: str, key: str, control: str | None = None) -> Paired | None:
-    return pair_runs(summary["arms"][arm]["runs"], summary["arms"][control or summary["baseline"]]["runs"], key)
-
-
-def _side(paired: Paired, decision: str) -> int:
-    """The side that a judge agrees with: -1, the arm is better; 1, it is not. "No difference" is 1: it is a reason not to decouple."""
-    return 1 if decision == "no difference" else (paired.mean > 0) - (paired.mean < 0)
-
-
-def _judge(summary: dict, arm: str, side: int) -> dict[str, tuple[Paired, str]]:
-    heard = {}
-    for key in JUDGES:
-        paired = _pair(summary, arm, key)
-        if paired:
-            opinion = {side: "agrees", -side: "disagrees", 0: "no opinion"}.get(paired.excludes_zero, "no opinion")
-            heard[key.partition(".")[2]] = (paired, opinion)
-    return heard
-
-
-def _answer(comparisons: list[ArmComparison], gates: list[dict], arms: dict, num_seeds: int) -> tuple[str, ArmComparison | None]:
-    """The answer, and the comparison that it is told by: the recommended arm's, or the best candidate's.
-
-    A gate that was not measured might fail, so it prevents an answer as a failed one does. Of the better arms that the judges support,
-    the one with the smallest departure within one standard error of the best is recommended.
+    Of the better arms that the judges support, the one with the smallest departure within one standard error of the best is recommended.
     """
     candidates = [comparison for comparison in comparisons if comparison.is_candidate]
     if not candidates:
         return "nothing to decide", None
-    best = min(candidates, key=lambda one: one.paired.mean)
+    best = min(candidates, key=lambda one: one.rank)
     better = [one for one in candidates if one.decision == "better"]
     supported = [one for one in better if one.is_supported]
+    undecided = [one for one in candidates if one.decision == "undecided"]
     if num_seeds < FIRST_LOOK:
         return "no verdict", best
-    if not _is_testable(gates):
-        return "not testable", best
     if supported:
-        best = min(supported, key=lambda one: one.paired.mean)
-        level = [one for one in supported if one.paired.mean <= best.paired.mean + best.paired.standard_error]
-        return "decouple", min(level, key=lambda one: departure(arms[one.arm]))
+        best = min(supported, key=lambda one: one.rank)
+        level = [one for one in supported if one.rank <= best.rank + best.pair.above.standard_error]
+        return "decouple", min(level, key=lambda one: departure(arms[one.arm], first_steps(arms)))
     if better:
-        return "judges disagree", min(better, key=lambda one: one.paired.mean)
-    if any(one.decision == "undecided" for one in candidates):
-        return "cannot tell yet", min((one for one in candidates if one.decision == "undecided"), key=lambda one: one.paired.mean)
+        return "judges disagree", min(better, key=lambda one: one.rank)
+    if undecided:
+        return "cannot tell yet", min(undecided, key=lambda one: one.rank)
     unsupported = [one for one in candidates if not one.is_supported]
     return ("judges disagree", unsupported[0]) if unsupported else ("do not", best)
 
@@ -171,14 +108,13 @@ def _headline(answer: str, chosen: ArmComparison | None, gates: list[dict], summ
     if chosen is None:
         if len(summary["arm_names"]) == 1:
             return f"Only {baseline} was run: there is nothing to compare it with."
-        return f"Nothing to decide: no arm with a weak decoder and a frozen encoder was run beside {baseline}."
-    told = f"the {metric_of(summary, summary['distance']).label} of {chosen.arm}'s samples is {_interval(chosen.paired, baseline)}"
+        return f"Nothing to decide: no arm with a frozen encoder was run beside {baseline}."
+    told = f"the {metric_of(summary, summary['distance']).label} of {chosen.arm}'s samples {_interval(chosen.pair, baseline)}"
     if answer == "no verdict":
         start = f"No verdict: {'one seed gives' if num_seeds == 1 else f'{num_seeds} seeds give'} none"
         if _in_state(gates, "failed"):
             return f"{start}, and at this budget more would not either: {_raise_this(gates)}."
-        # what a control may be is told beside the gate
-        first = "".join(f", and first {gate['advice'].partition(':')[0]}" for gate in _in_state(gates, "not measured")[:1])
+        first = "".join(f", and first {gate['advice']}" for gate in _in_state(gates, "not measured")[:1])
         return f"{start}; {_cost(chosen.num_more_seeds, seconds)} to the first look{first}; so far {told}."
     if answer == "judges disagree":
         return f"The judges disagree: {told}, {_disagreement(chosen, summary)}."
@@ -191,8 +127,15 @@ def _headline(answer: str, chosen: ArmComparison | None, gates: list[dict], summ
     return f"Do not decouple: {told}{', no difference that matters' if chosen.decision == 'no difference' else ''}."
 
 
+def _replacement(landmarks: Landmarks) -> str:
+    """That another joint training than the first arm is the baseline."""
+    if not landmarks.replaces:
+        return ""
+    return f" The baseline is {landmarks.baseline}, the best joint training: its samples are better than {landmarks.replaces}'s."
+
+
 def _disagreement(chosen: ArmComparison, summary: dict) -> str:
-    against = [metric_of(summary, metric).label for metric, (_, opinion) in chosen.judges.items() if opinion == "disagrees"]
+    against = [metric_of(summary, metric).label for metric, judge in chosen.judges.items() if judge.opinion == "disagrees"]
     labels = " and ".join(against or [metric_of(summary, metric).label for metric in chosen.judges])
     if chosen.decision == "no difference":
         return f"no difference that matters, but {labels} tell{'s' if len(against) == 1 else ''} one"
@@ -203,7 +146,7 @@ def _until_told(chosen: ArmComparison, seconds: float) -> str:
     """``yet: it takes about 3 more seeds (about 2 h 00 min for all arms)``, or that no number of seeds will do."""
     if not chosen.num_more_seeds:
         return f"any more: nothing is decided beyond {LAST_LOOK} seeds"
-    is_late = chosen.paired.num_seeds + chosen.num_more_seeds > LAST_LOOK
+    is_late = chosen.pair.plain.num_seeds + chosen.num_more_seeds > LAST_LOOK
     beyond = f", and nothing is decided beyond {LAST_LOOK}" if is_late else ""
     return f"yet: it takes about {_cost(chosen.num_more_seeds, seconds)}{beyond}"
 
@@ -221,7 +164,7 @@ def _raise_this(gates: list[dict]) -> str:
     failed, unmeasured = _in_state(gates, "failed"), _in_state(gates, "not measured")
     if failed:
         also = _names(failed[1:])
-        measured = f"{failed[0]['value']:.3g}, {failed[0]['bound']} {failed[0]['threshold']:g} asked"
+        measured = f"{failed[0]['value']:.3g}, {failed[0]['bound']} {failed[0]['threshold']:.3g} asked; {failed[0]['why']}"
         return f"{failed[0]['advice']} (“{failed[0]['name']}” fails: {measured}{'; so do: ' if also else ''}{also})"
     return f"{unmeasured[0]['advice']} (not measured: {_names(unmeasured)})"
 
@@ -230,13 +173,19 @@ def _names(gates: list[dict]) -> str:
     return ", ".join(f"“{gate['name']}”" for gate in gates)
 
 
-def _interval(paired: Paired, baseline: str) -> str:
-    """``0.862 times baseline's (95 % interval 0.801 to 0.924, 5 seeds)``; with one or two seeds without what is in brackets."""
-    tree = as_ratio(paired)
-    text = f"{tree['ratio']:.3f} times {baseline}'s"
-    if tree["low"] is None:
-        return text
-    return f"{text} (95 % interval {tree['low']:.3f} to {tree['high']:.3f}, {paired.num_seeds} seeds)"
+def _interval(pair: Pair, baseline: str) -> str:
+    """``is 0.862 times baseline's (95 % interval 0.801 to 0.924, 5 seeds) above the floor, and 0.9 times as measured``.
+
+    With one or two seeds without what is in brackets. Where a value is at or below the floor, only as measured.
+    """
+    row = as_row(pair)
+    raw = "" if row["raw_ratio"] is None else f"{row['raw_ratio']:.3f} times"
+    if row["ratio"] is None:
+        return f"is {raw} {baseline}'s as measured, and there is no ratio above the floor"
+    text = f"is {row['ratio']:.3f} times {baseline}'s"
+    if row["low"] is not None:
+        text += f" (95 % interval {row['low']:.3f} to {row['high']:.3f}, {row['num_seeds']} seeds)"
+    return f"{text} above the floor, {raw} as measured"
 
 
 def _cost(num_more: int, seconds: float) -> str:
@@ -249,7 +198,7 @@ def _explain(comparison: ArmComparison, summary: dict) -> str:
     mean = {name: summary["arms"][name]["mean"][f"samples.{metric}"] for name in (arm, baseline)}
     places, label = decimals(mean.values()), metric_of(summary, metric).full_label
     text = f"Samples of {arm} have {label} {mean[arm]:.{places}f}, those of {baseline} {mean[baseline]:.{places}f}"
-    share = _gap_closed(mean[baseline], mean[arm], summary["floor"].get(metric))
+    share = gap_closed(mean[baseline], mean[arm], summary["floor"].get(metric))
     if share:
         text += f", which {'takes away' if share > 0 else 'adds'} {abs(share):.0%} of {baseline}'s distance above the floor"
     return f"{text} (means; lower is better): {comparison.decision}."
@@ -270,69 +219,28 @@ def _certainty(answer: str, gates: list[dict], summary: dict, seconds: float | N
     return sentences
 
 
-def _selection(answer: str, chosen: ArmComparison | None, comparisons: list[ArmComparison], summary: dict, arms: dict) -> list[str]:
-    """That an arm chosen among several is flattered by the seeds that chose it, and what would confirm it; the gates need their control."""
+def _selections(
+    answer: str, chosen: ArmComparison | None, comparisons: list[ArmComparison], landmarks: Landmarks, summary: dict, arms: dict
+) -> list[str]:
+    """What was chosen on the seeds that compare it, which flatters it: an arm among several, and what would confirm it; the baseline."""
+    sentences = []
     num_candidates = sum(one.is_candidate for one in comparisons)
-    if answer != "decouple" or num_candidates < 2:
-        return []
-    names = ", ".join([summary["baseline"], chosen.arm, find_control(arms)])
-    first = max(FIRST_FRESH_SEED, max(summary["seeds"]) + 1)
-    return [
-        f"Of {num_candidates} arms {chosen.arm} was chosen on these very seeds, so its ratio flatters: confirm it with "
-        f"experiment.arms [{names}] and experiment.seeds {list(range(first, first + 5))}."
-    ]
-
-
-def _attribution(summary: dict, arms: dict[str, dict]) -> list[dict]:
-    """Samples of arms against those of controls that differ by one cause. No decision rests on it."""
-    rows = []
-    for arm, control, cause in find_causes(arms):
-        ratio = as_ratio(_pair(summary, arm, f"samples.{summary['distance']}", control))
-        rows.append({"arm": arm, "control": control, "asks": cause, **ratio})
-    return rows
-
-
-def _row(comparison: ArmComparison, summary: dict, more_helps: bool) -> dict:
-    """A comparison as plain JSON."""
-    return {
-        "arm": comparison.arm,
-        "is_candidate": comparison.is_candidate,
-        "metric": f"samples.{summary['distance']}",
-        **as_ratio(comparison.paired),
-        "decision": comparison.decision,
-        "num_more_seeds": comparison.num_more_seeds if more_helps else 0,
-        "judges": [{"metric": name, **as_ratio(paired), "opinion": opinion} for name, (paired, opinion) in comparison.judges.items()],
-    }
-
-
-def _expectations(arm: str, summary: dict) -> list[dict]:
-    """Hold one arm against the baseline, one row per expectation of the paper; told where the paired interval excludes 1."""
-    rows = []
-    for section, expected in EXPECTATIONS:
-        key = f"{section}.{summary['distance']}"
-        paired = _pair(summary, arm, key)
-        sides = {-1: "better", 0: "equal", 1: "worse"}
-        verdict = {expected: "as in the paper", "equal": "cannot be told"}.get(sides[paired.excludes_zero], "not here")
-        mean, baseline_mean = (summary["arms"][name]["mean"][key] for name in (arm, summary["baseline"]))
-        rows.append(
-            {
-                "arm": arm,
-                "section": section,
-                "metric": summary["distance"],
-                "expected": expected,
-                "measured": sides[(paired.mean > 0) - (paired.mean < 0)],
-                "verdict": verdict,
-                "baseline_mean": baseline_mean,
-                "mean": mean,
-                **as_ratio(paired),
-                "gap_closed": _gap_closed(baseline_mean, mean, summary["floor"].get(summary["distance"])),
-            }
+    if answer == "decouple" and num_candidates > 1:
+        # with all joint training, as a gate needs it
+        names = ", ".join(arm for arm in arms if is_joint(arms[arm]) or arm in (landmarks.first, chosen.arm))
+        first = max(FIRST_FRESH_SEED, max(summary["seeds"]) + 1)
+        sentences.append(
+            f"Of {num_candidates} arms {chosen.arm} was chosen on these very seeds, so its ratio flatters: confirm it with "
+            f"experiment.arms [{names}] and experiment.seeds {list(range(first, first + 5))}."
         )
-    return rows
+    if landmarks.replaces:
+        sentences.append(
+            f"{landmarks.baseline} was chosen as the baseline on these very seeds, as it beats {landmarks.replaces} by more than 5 %: "
+            "that flatters it, and so can only speak against decoupling."
+        )
+    return sentences
 
 
-def _gap_closed(baseline: float, mean: float, floor: float | None) -> float | None:
-    """Share of the baseline's distance above the floor that the arm does without; negative when it adds to it."""
-    if floor is None or baseline <= floor:
-        return None
-    return (baseline - mean) / (baseline - floor) + 0.0  # + 0.0: no minus zero
+def _compared_by_budget(landmarks: Landmarks, arms: dict) -> list[str]:
+    """The arms that should have cost as much: other joint training is a landmark because it did not."""
+    return [arm for arm in arms if arm == landmarks.baseline or not is_joint(arms[arm])]

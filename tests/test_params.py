@@ -162,7 +162,7 @@ def test_missing_parameter(tmp_path, key):
         ("arms.dae_noise.stage1.latent_noise.kind", "additive", "'interpolated', 'added' or 'swapped'"),
         ("report.title", 5, "string"),
         ("gates.min_prior_share", 1.5, "less than or equal to 1"),
-        ("gates.max_decoupling_tax", 0.0, "greater than 0"),
+        ("gates.min_distance_over_floor", 1.0, "greater than 1"),
     ],
 )
 def test_wrong_value(tmp_path, key, value, allowed):

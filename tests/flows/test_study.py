@@ -150,7 +150,7 @@ def test_it_stops_where_the_answer_is(project, capsys, answers, max_seeds, round
 
 @pytest.mark.parametrize("state", ["failed", "not measured"])
 def test_a_gate_that_is_not_passed_ends_it_after_one_seed(project, state):
-    project.gates = [{"name": "converged", "state": "passed"}, {"name": "samples are images", "state": state}]
+    project.gates = [{"name": "the parts work", "state": "passed"}, {"name": "samples are images", "state": state}]
     project.answers = {1: "no verdict"}
     assert project.study().is_completed()
     told = project.kept()["study"]
@@ -311,7 +311,9 @@ def test_every_round_says_what_remains(project, capsys):
     project.answers = {3: "decouple"}
     project.study(max_seeds=5, slots={"compute": 2})
     warning, first, second, third = capsys.readouterr().out.splitlines()
-    assert warning.startswith("warning: experiment.arms has no control, such as refit")
+    assert warning.startswith(
+        "warning: experiment.arms lacks joint training for fewer or more steps, such as joint_half and joint_double: "
+    )
     assert first == "nothing on record of stage1: the next seed will tell what 5 seeds take."
     assert "Going on; 5 seeds take at most about 4 min more, and seconds for the start of each of 8 stages" in second
     assert third.endswith(

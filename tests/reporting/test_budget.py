@@ -35,9 +35,18 @@ def test_as_many_is_said_within_five_percent_and_no_further():
 
     def told(operations: int, adversarial: int = 4) -> str:
         spent = summary_of(baseline=BASELINE, dae=((900, 320, 5, 2), (operations - 900, 500, 8, adversarial)))
-        return describe_budgets(count_budgets(spent, arms))
+        return describe_budgets(count_budgets(spent, arms), list(arms))
 
-    assert told(1901) == told(2000) == "Every arm's autoencoder cost as many operations: 2.00e3, within 5%."
+    assert told(1901) == told(2000) == "The autoencoders of these arms cost as many operations: baseline, dae: 2.00e3, within 5%."
     for operations in (1899, 2110):
         assert "not an equal one: operations of the autoencoder: baseline 2.00e3, dae" in told(operations)
     assert "Adversarial updates of the decoder that draws differ: baseline 4, dae 3." in told(2000, adversarial=3)
+
+
+def test_landmarks_are_not_compared_by_what_they_cost():
+    arms = {name: ARMS[name] for name in ("baseline", "joint_double", "dae")}
+    budgets = count_budgets(summary_of(baseline=BASELINE, joint_double=((4000, 1280, 20, 4), (0, 0, 0, 0)), dae=FRESH), arms)
+    assert describe_budgets(budgets, ["baseline", "dae"]).endswith("operations: baseline, dae: 2.00e3, within 5%.")
+    assert "not an equal one: operations of the autoencoder: dae 1.99e3, joint_double 4.00e3" in describe_budgets(
+        budgets, ["dae", "joint_double"]
+    )

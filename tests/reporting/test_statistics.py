@@ -140,6 +140,16 @@ def test_how_many_more_seeds():
     assert num_more_seeds(Paired(8, 0.01, 0.04)) == 8  # an effect that does not matter: until the interval lies within 5 %
 
 
+@pytest.mark.parametrize("num_arms", [1, 2, 4])
+def test_as_many_seeds_as_are_promised_decide_among_as_many_arms(num_arms):
+    """An effect of the planned size and deviation is told apart at the promised look, and not at one before it."""
+    for paired in (Paired(3, 0.2, 0.05), Paired(5, 0.2, 0.12), Paired(8, 0.15, 0.1), Paired(8, 0.1, 0.1)):
+        promised = paired.num_seeds + num_more_seeds(paired, num_arms)
+        for look in (look for look in LOOKS if paired.num_seeds < look <= min(promised, LAST_LOOK)):
+            family = {str(arm): Paired(look, paired.mean, upper_std(paired)) for arm in range(num_arms)}
+            assert set(decide(family).values()) == {"worse" if look == promised else "undecided"}
+
+
 def test_what_a_number_of_seeds_is_good_for():
     words = ["no verdict", "no verdict", "the direction, and roughly the size", "the direction, and roughly the size", "large effects"]
     assert [worth(number) for number in (1, 2, 3, 4, 5)] == words
@@ -150,6 +160,17 @@ def test_ratios_are_paired_by_seed_and_need_positive_values():
     paired = pair(log_ratios([50.0, 100.0, 200.0], [100.0, 200.0, 400.0]))
     assert math.exp(paired.mean) == pytest.approx(0.5) and paired.std == pytest.approx(0.0)
     assert log_ratios([1.0, 0.0], [1.0, 1.0]) is None and log_ratios([1.0], [-1.0]) is None
+
+
+def test_ratios_above_a_floor_need_values_above_it():
+    assert log_ratios([3.0], [5.0], floor=1.0) == pytest.approx([math.log(0.5)])
+    assert log_ratios([1.0], [5.0], floor=1.0) is None and log_ratios([5.0], [0.5], floor=1.0) is None
+
+
+def test_differences_have_no_margin():
+    tiny = Paired(8, -0.003, 0.0005)
+    assert decide({"it": tiny}) == {"it": "no difference"} and decide({"it": tiny}, margin=0.0) == {"it": "better"}
+    assert decide({"it": Paired(8, 0.0, 0.0)}, margin=0.0) == {"it": "no difference"}
 
 
 def test_equal_runs_differ_in_nothing():
@@ -164,5 +185,6 @@ def test_equal_runs_differ_in_nothing():
 def test_a_ratio_is_told_without_interval_and_p_below_the_first_look():
     tree = as_ratio(Paired(2, math.log(0.8), 0.01))
     assert tree == {"ratio": pytest.approx(0.8), "low": None, "high": None, "p": None, "num_seeds": 2}
+    assert as_ratio(Paired(3, 0.0, 1000.0))["high"] > 1e300  # any seeds have an interval
     tree = as_ratio(Paired(3, math.log(0.8), 0.01))
     assert tree["low"] < 0.8 < tree["high"] and 0 < tree["p"] < 0.01

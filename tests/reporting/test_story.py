@@ -9,10 +9,19 @@ import pytest
 import reporting.page
 from reporting.images import read_all_examples
 from reporting.story import Axis, describe_weakness, letter_of, tell_story
-from tests.reporting.experiment import ARMS, AS_IN_THE_PAPER, CONTROL, EXAMPLES, conclusion, edit_json, write_experiment
+from tests.reporting.experiment import (
+    ARMS,
+    AS_IN_THE_PAPER,
+    CONTROL,
+    EXAMPLES,
+    LANDMARKS,
+    conclusion,
+    edit_json,
+    write_experiment,
+)
 from tests.reporting.test_page import SEEDS, make_page, words
 
-ALL = ("baseline", "dae", "continued")
+ALL = ("baseline", "dae", "continued", "joint_half", "joint_double")
 CSS = Path(reporting.page.__file__).with_name("page.css").read_text()
 
 
@@ -25,7 +34,7 @@ def story_of(root, arms=ALL, seeds=SEEDS) -> dict:
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
     folder = tmp_path_factory.mktemp("story")
-    write_experiment(folder, AS_IN_THE_PAPER | CONTROL, SEEDS, arm_noise=0.03)
+    write_experiment(folder, AS_IN_THE_PAPER | CONTROL | LANDMARKS, SEEDS, arm_noise=0.03)
     return folder
 
 
@@ -40,23 +49,33 @@ def test_it_shows_what_the_verdict_has_decided(root):
         "baseline": ("", False),
         "dae": ("better", True),
         "continued": ("undecided", False),
+        "joint_half": ("worse", False),
+        "joint_double": ("undecided", False),
     }
-    assert [row["letter"] for row in rows.values()] == ["A", "B", "C"]
+    assert [row["letter"] for row in rows.values()] == ["A", "B", "C", "D", "E"]
     assert rows["baseline"]["text"] == "61.00" and len(rows["dae"]["dots"]) == len(SEEDS)
     assert float(rows["dae"]["width"]) / float(rows["baseline"]["width"]) == pytest.approx(52.02 / 61, abs=1e-3)
 
 
 def test_the_plot_has_weaker_decoders_to_the_right_and_better_samples_below(root):
     plot = story_of(root)["plot"]
-    baseline, dae, control = plot["points"]
+    baseline, dae, control = plot["points"][:3]
     assert float(baseline["x"]) < float(control["x"]) < float(dae["x"])  # 33, 34 and 41 after stage 1
     assert float(dae["y"]) > float(control["y"]) > float(baseline["y"]) == float(plot["baseline"])  # 52, 60 and 61 of samples, from the top
     assert len(dae["seeds"]) == len(SEEDS)
     top, height = map(float, plot["band"])
     assert top < float(plot["baseline"]) < top + height
+    lowest, highest = (place(plot, 61 + 50 * share) for share in (1 / 1.05 - 1, 0.05))  # of what lies above the floor
+    assert top == pytest.approx(highest, abs=0.1) and top + height == pytest.approx(lowest, abs=0.1)
     for axis in ("x_ticks", "y_ticks"):
         assert len(plot[axis]) >= 3 and all(0 <= float(place) <= 100 for place, _ in plot[axis])
     assert plot["floor"] is None  # 11, far below
+
+
+def place(plot: dict, distance: float) -> float:
+    """Where a distance of samples is, from the top, by two ticks."""
+    (first, one), *_, (last, other) = ((float(at), float(text)) for at, text in plot["y_ticks"])
+    return first + (distance - one) * (last - first) / (other - one)
 
 
 def test_a_small_difference_looks_small(tmp_path):
@@ -76,21 +95,29 @@ def test_the_picture_comes_right_after_the_headline(page):
     assert headline < story < why
     for alt in ("Real validation images", *(f"Samples of {arm}" for arm in ALL)):
         assert f'alt="{alt}"' in page[story:why]
-    assert "recommended" in page[story:why] and "full decoder; encoder frozen" in page[story:why]
+    assert "recommended" in page[story:why] and "full decoder; encoder frozen after 1/2 of baseline&#39;s steps" in page[story:why]
 
 
 @pytest.mark.parametrize(
     ("arm", "words"),
     [
         ("baseline", "full decoder; joint training"),
-        ("dae", "0.5 × the channels; encoder frozen"),
-        ("dae_dropout", "dropout 0.5; encoder frozen"),
-        ("dae_noise", "added noise 1; encoder frozen"),
-        ("robust", "added noise 0.5 after freezing; encoder frozen"),
+        ("joint_double", "full decoder; joint training for 2 times A's steps"),
+        ("dae", "0.5 × the channels; encoder frozen after 1/2 of A's steps"),
+        ("dae_dropout", "dropout 0.5; encoder frozen after 1/2 of A's steps"),
+        ("dae_block_dropout", "block dropout 0.25; encoder frozen after 1/2 of A's steps"),
+        ("early", "full decoder; encoder frozen after 1/8 of A's steps"),
+        ("dae_noise", "added noise up to 1; encoder frozen after 1/2 of A's steps"),
+        ("robust", "added noise up to 0.5 after freezing; encoder frozen after 1/2 of A's steps"),
     ],
 )
 def test_an_arm_is_described_in_few_words(arm, words):
-    assert describe_weakness(ARMS[arm]) == words
+    assert describe_weakness(ARMS[arm], "A", 1500) == words
+
+
+def test_an_encoder_that_is_frozen_at_the_end_is_not_called_early():
+    late = {"stage1": ARMS["baseline"]["stage1"], "stage2": ARMS["robust"]["stage2"]}
+    assert describe_weakness(late, "A", 1500) == "added noise up to 0.5 after freezing; encoder frozen"
 
 
 def test_marks_never_repeat():
@@ -110,7 +137,7 @@ def test_every_image_is_enlarged_by_a_link_to_itself_and_closed_by_one_back(page
     names = re.findall(r'\sid="([^"]+)"', page)
     assert len(set(names)) == len(names)
     opened, closed = (re.findall(rf'<a class="{kind}" href="#([^"]+)"', page) for kind in ("open", "close"))
-    assert opened == [name for name in names if re.fullmatch(r"image-\d+-\d+-\d+", name)] and len(opened) == 3 * 7 + 4 * 3
+    assert opened == [name for name in names if re.fullmatch(r"image-\d+-\d+-\d+", name)] and len(opened) == len(ALL) * (7 + len(SEEDS) - 1)
     assert closed == [f"{name}-at" for name in opened] and set(closed) <= set(names)
     assert set(re.findall(r'href="#([^"]+)"', page)) <= set(names)
 
@@ -118,7 +145,7 @@ def test_every_image_is_enlarged_by_a_link_to_itself_and_closed_by_one_back(page
 def test_of_further_seeds_the_samples_are_shown_compressed(page):
     first, _, others = page.partition('<details class="seeds">')
     others = others.partition("</details>")[0]
-    assert "data:image/webp" not in first and others.count("data:image/webp") == 4 * 3
+    assert "data:image/webp" not in first and others.count("data:image/webp") == (len(SEEDS) - 1) * len(ALL)
     assert "artifacts/evaluate/" in others and all(f"<h3>Seed {seed}</h3>" in others for seed in SEEDS[1:])
 
 

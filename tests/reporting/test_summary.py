@@ -70,10 +70,20 @@ def test_a_missing_file_is_named_with_the_command_that_makes_it(tmp_path, stage)
     assert "\n" not in str(caught.value)
 
 
-def test_a_run_that_says_nothing_of_what_its_prior_costs_is_refused(tmp_path):
+@pytest.mark.parametrize("section", ["prior_gap", "perfect_prior_stage1", "perfect_prior_stage2"])
+def test_a_run_that_says_nothing_of_what_its_prior_costs_is_refused(tmp_path, section):
     write_experiment(tmp_path)
-    edit_json(tmp_path / "metrics/evaluate/dae-0.json", lambda tree: tree.pop("prior_gap"))
-    with pytest.raises(PipelineError, match=r"evaluate/dae-0\.json: .*prior_gap"):
+    edit_json(tmp_path / "metrics/evaluate/dae-0.json", lambda tree: tree.pop(section))
+    with pytest.raises(PipelineError, match=rf"evaluate/dae-0\.json: .*{section}"):
+        summarize(tmp_path)
+
+
+def test_perfect_priors_have_the_distance_of_samples(tmp_path):
+    write_experiment(tmp_path)
+    for arm in ("baseline", "dae"):
+        path = tmp_path / f"metrics/evaluate/{arm}-0.json"
+        edit_json(path, lambda tree: tree["perfect_prior_stage2"].pop("fd_efficientnet_lite0"))
+    with pytest.raises(PipelineError, match=r"one Fréchet distance in each of .*, perfect_prior_stage1, perfect_prior_stage2; run dvc"):
         summarize(tmp_path)
 
 
