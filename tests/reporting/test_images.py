@@ -72,7 +72,9 @@ def test_large_images_of_a_strip_are_made_small(grid, monkeypatch):
 
 
 def test_a_grid_that_holds_no_such_image_is_refused(grid):
-    with pytest.raises(PipelineError, match=r"samples\.png: 14 x 9 pixels are no grid of images of 32; run dvc repro --force"):
+    with pytest.raises(
+        PipelineError, match=r"samples\.png: 14 x 9 pixels are no grid of images of 32; run dvc repro --force"
+    ):
         embed_strip(grid[0], {"size": 32, "gap": 2})
 
 
