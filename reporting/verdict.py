@@ -131,7 +131,7 @@ def _replacement(landmarks: Landmarks) -> str:
     """That another joint training than the first arm is the baseline."""
     if not landmarks.replaces:
         return ""
-    return f" The baseline is {landmarks.baseline}, the best joint training: its samples are better than {landmarks.replaces}'s."
+    return f" The baseline is {landmarks.baseline}, the best joint training: it beats the first arm, {landmarks.replaces}."
 
 
 def _disagreement(chosen: ArmComparison, summary: dict) -> str:

@@ -288,7 +288,7 @@ def test_without_a_decoupled_arm_there_is_nothing_to_decide():
     assert conclusion["verdict"]["answer"] == "nothing to decide" and conclusion["comparisons"][0]["decision"] == "worse"
     assert conclusion["verdict"]["headline"].endswith(
         "no arm with a frozen encoder was run beside joint_half. "
-        "The baseline is joint_half, the best joint training: its samples are better than baseline's."
+        "The baseline is joint_half, the best joint training: it beats the first arm, baseline."
     )
 
 
@@ -355,7 +355,7 @@ def test_the_best_joint_training_is_the_baseline_of_every_comparison():
     assert rows["dae"]["ratio"] == pytest.approx(0.9) and rows["baseline"]["ratio"] == pytest.approx(1 / 0.8) and "joint_half" not in rows
     verdict = conclusion["verdict"]
     assert verdict["headline"].startswith("Decouple, as weakly as dae: the FID of dae's samples is 0.900 times joint_half's")
-    assert verdict["headline"].endswith(" The baseline is joint_half, the best joint training: its samples are better than baseline's.")
+    assert verdict["headline"].endswith(" The baseline is joint_half, the best joint training: it beats the first arm, baseline.")
     assert "joint_half was chosen as the baseline on these very seeds" in verdict["certainty"]
     assert answer({"dae": 0.9}, 5, landmarks=noise | {"joint_quarter": 1.0}, noise=0.03) == "do not"  # better than the first arm only
 

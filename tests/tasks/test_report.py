@@ -31,6 +31,8 @@ def test_it_writes_the_page_and_the_summary(tmp_path):
     assert summary == returned
     assert summary["format"] == FORMAT
     assert summary["seeds"] == [0, 1]
+    assert summary["baseline"] == "baseline" and len(summary["gates"]) == 6
+    assert [row["arm"] for row in summary["mechanism"]] == ["baseline", "dae"]
     assert "<h1>Faces &amp; hats</h1>" in page
     assert "sources/avatars.yaml" in page  # params.yaml is shown ...
     assert "checkpoint_every_steps" not in page  # ... but for what no result depends on
