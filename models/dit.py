@@ -35,6 +35,7 @@ SIZES = {
 }
 SAMPLERS = ("euler", "heun", "stochastic")
 NUM_FREQUENCIES = 128  # of the timestep embedding, each as sine and cosine
+MIN_STD = 1e-6  # of a channel: means of one that says nothing may be all the same
 TIME_SCALE = 1000.0  # times in [0, 1] are embedded as diffusion steps of this many
 
 
@@ -127,9 +128,9 @@ class DiT(nn.Module):
         return self.config.num_classes
 
     def set_statistics(self, mean: Tensor, std: Tensor) -> None:
-        """Per-channel mean and standard deviation (D,) of the latents it will be trained on."""
+        """Per-channel mean and standard deviation (D,) of what it will be trained on: of means or of samples, as ``latent`` says."""
         self.latent_mean.copy_(mean)
-        self.latent_std.copy_(std)
+        self.latent_std.copy_(std.clamp(min=MIN_STD))
 
     def normalize(self, z: Tensor) -> Tensor:
         """Latents (B, D, h, w) as an encoder gives them to mean 0 and standard deviation 1 per channel."""

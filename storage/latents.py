@@ -21,7 +21,7 @@ from errors import PipelineError
 from storage.files import MANIFEST, read_json, require_file, require_format, sha256_bytes, sha256_file, write_atomic, write_json
 from storage.moments import MomentsRecord, combine_moments, measure_moments, statistics_of
 
-FORMAT = "dae-latents-1"
+FORMAT = "dae-latents-2"
 INFINITE = 0x7C00  # the bits of a half-precision number's exponent: all set, it is none
 VIEWS = ("original", "horizontal_flip")  # of an image, by number
 FLIPPED = "_flipped"  # ends the names of the second view's columns
@@ -39,7 +39,7 @@ class LatentSpec:
         shard_sha256: its content.
         num_channels: of continuous latents; None: they are tokens.
         num_views: 2 with mirror images, else 1.
-        statistics: of continuous latents, ``{"mean", "std"}`` per channel over all training images.
+        statistics: of continuous latents, ``{"mean", "std_of_means", "std_of_samples"}`` per channel over all training images.
     """
 
     grid: tuple[int, int]
@@ -268,9 +268,11 @@ class LatentDataset:
     def __len__(self) -> int:
         return len(self.keys)
 
-    @property
-    def statistics(self) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation (D,) float64 of each channel of continuous latents, sampled, over all training images and views.
+    def statistics(self, latent: str) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation (D,) float64 of each channel of continuous latents over all training images and views.
+
+        Args:
+            latent: of what: ``"sample"``, a sample of each latent, or ``"mean"``, its mean.
 
         Raises:
             PipelineError: when a file's metadata states others than the training files' own moments come to.
@@ -282,7 +284,7 @@ class LatentDataset:
                 raise PipelineError(
                     f"{self.folder / entry['name']}: its statistics are not those of the training latents; run dvc repro encode"
                 )
-        return torch.tensor(actual["mean"], dtype=torch.float64), torch.tensor(actual["std"], dtype=torch.float64)
+        return torch.tensor(actual["mean"], dtype=torch.float64), torch.tensor(actual[f"std_of_{latent}s"], dtype=torch.float64)
 
     def batch(self, indices: Sequence[int], view: int = 0) -> dict[str, Tensor]:
         """``{"tokens": (B, h, w) int64}`` or ``{"mean", "logvar": (B, D, h, w) fp32}``; only the rows asked for are copied.

@@ -50,6 +50,7 @@ def combine_moments(parts: list[dict]) -> dict:
 
 
 def statistics_of(moments: dict) -> dict[str, list[float]]:
-    """Per channel, mean and standard deviation of a sampled latent."""
-    variance = (np.array(moments["sum_squared_deviation"]) + moments["sum_variance"]) / moments["count"]
-    return {"mean": moments["mean"], "std": np.sqrt(variance).tolist()}
+    """Per channel, the mean of latents, and the standard deviations of their means and of samples: a prior is trained on either."""
+    of_means = np.array(moments["sum_squared_deviation"]) / moments["count"]
+    of_samples = (np.array(moments["sum_squared_deviation"]) + moments["sum_variance"]) / moments["count"]
+    return {"mean": moments["mean"], "std_of_means": np.sqrt(of_means).tolist(), "std_of_samples": np.sqrt(of_samples).tolist()}

@@ -111,7 +111,7 @@ def _latents_name(shard_name: str) -> str:
 def _measure(latents: LatentDataset) -> dict:
     """How the codes are used, or how the channels are distributed, over the training images."""
     if latents.num_codes is None:
-        mean, std = latents.statistics
+        mean, std = latents.statistics("sample")
         return {"latent_mean": mean.tolist(), "latent_std": std.tolist()}
     tokens = latents.batch(range(len(latents)))["tokens"].flatten()
     usage = usage_metrics(torch.bincount(tokens, minlength=latents.num_codes))

@@ -264,7 +264,7 @@ def latent_use(latents: LatentDataset) -> dict[str, float]:
         variances, count = variances + logvar.exp().sum((0, 2, 3)), count + mean.numel() // latents.num_channels
     between = (squares / count - (means / count).square()).clamp(min=0)  # (D,)
     noise = variances / count
-    _, std = latents.statistics
+    _, std = latents.statistics("sample")
     return {
         "channel_std_min": std.min().item(),
         "channel_std_max": std.max().item(),

@@ -54,7 +54,7 @@ class PriorObjective:
         torch.manual_seed(derive_seed(params.seed, "init", "prior"))
         prior = build_prior(config)
         if latents.num_channels is not None:
-            prior.set_statistics(*(values.float() for values in latents.statistics))
+            prior.set_statistics(*(values.float() for values in latents.statistics(config["latent"])))
         self.config = prior.config
         self.metric = prior.loss_metric
         self.selection = f"validation_{self.metric.name}"

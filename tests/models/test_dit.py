@@ -123,6 +123,15 @@ def test_a_zero_network_draws_noise_with_the_statistics_of_the_latents():
     assert torch.allclose(drawn.transpose(0, 1).flatten(1).std(dim=1), STD, rtol=0.03)
 
 
+def test_a_channel_that_is_always_the_same_can_be_learned_and_comes_back():
+    dit, data = model(latent="mean"), latents(4)
+    dit.set_statistics(MEAN, torch.tensor([4.0, 0.0, 1.5]))
+    data["mean"][:, 1] = MEAN[1]
+    assert dit.loss(data, torch.zeros(4).long()).isfinite().all()
+    drawn = generate(dit, torch.zeros(2).long(), Rows(range(2)), num_steps=2)["mean"]
+    assert torch.allclose(drawn[:, 1], MEAN[1].expand(2, 4, 4), atol=1e-3)
+
+
 def test_forgotten_statistics_show_at_the_first_loss_and_stored_ones_come_back():
     assert DiT(CONFIG).loss(latents(2), torch.tensor([0, 1])).isnan().all()
     restored = DiT(CONFIG)

@@ -66,9 +66,9 @@ def test_golden_schema(folder):
         ("logvar", TENSOR, False),
     ]
     statistics = json.loads(schema.metadata[b"statistics"])
-    assert statistics.keys() == {"mean", "std"} and all(len(values) == 3 for values in statistics.values())
+    assert statistics.keys() == {"mean", "std_of_means", "std_of_samples"} and all(len(values) == 3 for values in statistics.values())
     assert {name: value for name, value in schema.metadata.items() if name != b"statistics"} == {
-        b"format": b"dae-latents-1",
+        b"format": b"dae-latents-2",
         b"grid": b"[2, 4]",
         b"num_channels": b"3",
         b"frozen_sha256": FROZEN.encode(),
@@ -96,7 +96,7 @@ def test_mirror_images_are_columns_of_their_own_and_the_metadata_says_so(tmp_pat
 
 
 @pytest.mark.parametrize("num_views", [1, 2])
-def test_statistics_are_those_of_all_sampled_training_latents(tmp_path, num_views):
+def test_statistics_are_those_of_all_training_latents_their_means_and_samples_of_them(tmp_path, num_views):
     """Against numpy over everything at once, and against samples; both splits state them."""
     write(tmp_path, num_views)
     shards = [gaussians(shard, num_views) for shard in ("train-000000", "train-000001")]
@@ -105,11 +105,14 @@ def test_statistics_are_those_of_all_sampled_training_latents(tmp_path, num_view
         parts = [shard[name + suffix] for shard in shards for suffix in ("", "_flipped")[:num_views]]
         return torch.cat(parts).half().numpy().astype(np.float64).transpose(1, 0, 2, 3).reshape(3, -1)
 
-    mean, std = LatentDataset(tmp_path, "train", FROZEN).statistics
+    train = LatentDataset(tmp_path, "train", FROZEN)
+    mean, std = train.statistics("sample")
     assert mean.dtype == std.dtype == torch.float64
     np.testing.assert_allclose(mean, values("mean").mean(1), rtol=1e-14)
     np.testing.assert_allclose(std, np.sqrt(values("mean").var(1) + np.exp(values("logvar")).mean(1)), rtol=1e-13)
-    assert all(torch.equal(a, b) for a, b in zip(LatentDataset(tmp_path, "validation").statistics, (mean, std), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(LatentDataset(tmp_path, "validation").statistics("sample"), (mean, std), strict=True))
+    assert torch.equal(train.statistics("mean")[0], mean)
+    np.testing.assert_allclose(train.statistics("mean")[1], values("mean").std(1), rtol=1e-13)
     noise = np.random.default_rng(0).standard_normal((400, *values("mean").shape))
     samples = values("mean") + np.exp(values("logvar") / 2) * noise
     np.testing.assert_allclose(std, samples.std(axis=(0, 2)), rtol=0.02)
@@ -120,7 +123,7 @@ def test_moments_combine_to_those_of_the_whole_whatever_the_parts():
     whole = statistics_of(measure_moments(mean, logvar))
     for cut in (1, 2, 4):
         parts = statistics_of(combine_moments([measure_moments(mean[s], logvar[s]) for s in (slice(cut), slice(cut, None))]))
-        for name in ("mean", "std"):
+        for name in ("mean", "std_of_means", "std_of_samples"):
             np.testing.assert_allclose(parts[name], whole[name], rtol=1e-13)
 
 
@@ -132,11 +135,11 @@ def test_statistics_that_are_not_the_training_latents_are_refused(folder, file):
     else:
         entry = manifest["splits"]["train"]["files"][1]
         (folder / file).rename(folder / "old")
-        wrong = {"mean": [0.0] * 3, "std": [1.0] * 3}
+        wrong = {"mean": [0.0] * 3, "std_of_means": [1.0] * 3, "std_of_samples": [1.0] * 3}
         manifest["splits"]["train"]["files"][1] = add_statistics(folder / "old", folder / file, entry, wrong)
     (folder / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(PipelineError, match=r"\.arrow: its statistics are not those of the training latents; run dvc repro encode"):
-        _ = LatentDataset(folder, "train", FROZEN).statistics
+        _ = LatentDataset(folder, "train", FROZEN).statistics("sample")
 
 
 def test_latents_stay_in_the_file_also_in_another_process(folder):
@@ -144,7 +147,7 @@ def test_latents_stay_in_the_file_also_in_another_process(folder):
         for name in ("mean", "logvar"):
             addresses = [array.__array_interface__["data"][0] for array in dataset._columns[name]]
             assert [Path(mapped_file(address)).name for address in addresses] == ["train-000000.arrow", "train-000001.arrow"]
-        assert len(dataset.statistics) == 2
+        assert len(dataset.statistics("mean")) == 2
 
 
 def test_what_half_precision_cannot_hold_is_refused_and_not_made_infinite(tmp_path):
@@ -177,12 +180,12 @@ def test_values_that_are_not_finite_are_refused_though_the_manifest_vouches_for_
 def test_moments_of_another_number_of_channels_or_images_are_refused(folder, key, value):
     edit_json(folder / "manifest.json", lambda tree: tree["splits"]["train"]["files"][0]["moments"].update({key: value}))
     with pytest.raises(PipelineError, match="its statistics are not those of the training latents"):
-        LatentDataset(folder, "train").statistics  # noqa: B018
+        LatentDataset(folder, "train").statistics("sample")
 
 
 def test_every_key_of_the_manifest_that_is_missing_or_of_another_type_is_one_line(folder):
     def read():
         latents = LatentDataset(folder, "train")
-        return latents.batch(range(len(latents))), latents.statistics
+        return latents.batch(range(len(latents))), latents.statistics("sample")
 
     assert survives(folder / "manifest.json", read)[1] > 40

@@ -65,7 +65,7 @@ def test_golden_schema(folder):
         ("tokens", "fixed_size_list<item: uint16>[6]", False),
     ]
     assert schema.metadata == {
-        b"format": b"dae-latents-1",
+        b"format": b"dae-latents-2",
         b"grid": b"[2, 3]",
         b"num_codes": b"256",
         b"frozen_sha256": FROZEN.encode(),
@@ -77,7 +77,7 @@ def test_golden_schema(folder):
 def test_golden_manifest(folder):
     manifest = json.loads((folder / "manifest.json").read_text())
     assert manifest.keys() == {"format", "frozen_sha256", "splits"}
-    assert (manifest["format"], manifest["frozen_sha256"]) == ("dae-latents-1", FROZEN)
+    assert (manifest["format"], manifest["frozen_sha256"]) == ("dae-latents-2", FROZEN)
     assert {split: tree["num_images"] for split, tree in manifest["splits"].items()} == {"train": 8, "validation": 4}
     first = manifest["splits"]["train"]["files"][0]
     assert first.keys() == {"name", "num_images", "sha256", "shard", "shard_sha256"}
@@ -236,8 +236,8 @@ def test_arrow_file_of_another_format_is_refused(folder):
 
 def test_manifest_of_another_format_is_refused(folder):
     path = folder / "manifest.json"
-    path.write_text(path.read_text().replace("dae-latents-1", "dae-latents-0"))
-    assert f"{path}: not latents in format dae-latents-1; run dvc repro encode" in refusal(folder)
+    path.write_text(path.read_text().replace("dae-latents-2", "dae-latents-0"))
+    assert f"{path}: not latents in format dae-latents-2; run dvc repro encode" in refusal(folder)
 
 
 def test_unknown_split_and_missing_manifest_are_one_line(folder):
@@ -344,7 +344,7 @@ def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(folder):
 METADATA = [b"format", b"grid", b"num_codes", b"frozen_sha256", b"shard", b"shard_sha256", b"num_channels", b"views", b"statistics"]
 VALUES = st.sampled_from(
     [None, b"", b"0", b"-1", b"256", b"1" * 5000, b"[2, 3]", b"[-2, -3]", b"[3, 2]", b"[2]", b"6", b"[2.0, 3]", b"null", b"NaN", b"\xff",
-     b"[" * 5000, b"[9000000000, 9000000000]", b'["a", "b"]', b"[true, 6]", b"{}", b"dae-latents-1"]
+     b"[" * 5000, b"[9000000000, 9000000000]", b'["a", "b"]', b"[true, 6]", b"{}", b"dae-latents-2"]
 )  # fmt: skip
 
 

@@ -303,7 +303,7 @@ def test_too_few_samples_is_one_line(root):
 
 
 def test_use_of_a_continuous_latent_is_that_of_all_validation_images(tmp_path):
-    """Against numpy over everything at once; the deviations are those of the training images, by which a prior normalises."""
+    """Against numpy over everything at once; the deviations are those of samples of the training images' latents."""
     write_gaussian_latents(tmp_path)
     stored = {name: values.half().double().numpy() for name, values in gaussians("validation-000000", 1).items()}
     mean, variance = stored["mean"], np.exp(stored["logvar"])
@@ -311,5 +311,5 @@ def test_use_of_a_continuous_latent_is_that_of_all_validation_images(tmp_path):
     assert use["kl_nats_per_image"] == pytest.approx((0.5 * (mean**2 + variance - 1 - np.log(variance))).sum((1, 2, 3)).mean())
     noise, between = variance.mean((0, 2, 3)), mean.var((0, 2, 3))
     assert use["noise_share"] == pytest.approx((noise / (noise + between)).mean())
-    std = LatentDataset(tmp_path, "train").statistics[1]
+    std = LatentDataset(tmp_path, "train").statistics("sample")[1]
     assert (use["channel_std_min"], use["channel_std_max"]) == (std.min().item(), std.max().item())

@@ -6,8 +6,10 @@ import pytest
 import torch
 import torch.distributed as dist
 
+import models.dit
 import training.prior
 from errors import PipelineError
+from models.bottleneck import DiagonalGaussian
 from tests.training.tiny import tiny_params, write_tiny_latents
 from training.alarms import Alarm
 from training.launch import train
@@ -59,6 +61,29 @@ def test_every_validation_image_has_noise_or_masks_of_its_own_the_same_at_each_v
     inputs = seen[0].flatten(1)
     assert [len(batch) for batch in seen] == [10, *[4, 4, 2] * 2] and len(inputs.unique(dim=0)) == 10
     assert torch.equal(torch.cat(seen[1:4]).flatten(1), inputs) and torch.equal(torch.cat(seen[4:]).flatten(1), inputs)
+
+
+@pytest.mark.parametrize("latent", ["mean", "sample"])
+def test_a_dit_sees_latents_of_unit_deviation_whatever_it_is_trained_on(tmp_path, monkeypatch, latent):
+    """Of an encoder whose noise is as large as its signal: by the deviation of samples, means would be too small by a root of two."""
+    monkeypatch.setattr(DiagonalGaussian, "encode", with_noise_as_large_as_the_signal(DiagonalGaussian.encode))
+    params = settings(family=("kl", "dit", "heun"), prior__latent=latent)
+    objective = PriorObjective(params, write_tiny_latents(tmp_path, params), CPU)
+    prior, seen = objective.modules["prior"], []
+    monkeypatch.setattr(models.dit, "flow_matching_loss", lambda velocity, data, noise, times: seen.append(data) or data.flatten(1).sum(1))
+    torch.manual_seed(0)
+    for step in range(100):
+        objective.loss(objective.examples.batch(list(range(24))), step)
+    std, mean = torch.std_mean(torch.cat(seen), (0, 2, 3))
+    assert prior.config.latent == latent and torch.allclose(std, torch.ones_like(std), atol=0.02) and mean.abs().max() < 0.05
+
+
+def with_noise_as_large_as_the_signal(encode):
+    def noisy(bottleneck, z):
+        mean = encode(bottleneck, z)["mean"]
+        return {"mean": mean, "logvar": mean.var((0, 2, 3), keepdim=True).log().expand_as(mean)}
+
+    return noisy
 
 
 def test_class_conditioning_without_labels_is_one_clear_line(tmp_path):
@@ -155,7 +180,7 @@ def test_a_stopped_dit_resumes_to_the_same_bits(tmp_path):
     assert resumed.progress == whole.progress
     states = [trainer.load_selected("prior").state_dict() for trainer in (whole, resumed)]
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
-    mean, std = whole.objective.examples.latents.statistics
+    mean, std = whole.objective.examples.latents.statistics(whole.objective.config.latent)
     assert torch.equal(states[0]["latent_mean"], mean.float()) and torch.equal(states[0]["latent_std"], std.float())
 
 
