@@ -231,7 +231,7 @@ def test_text_that_is_no_finite_number_gets_no_advice_to_write_one(tmp_path, key
         ({"evaluation.kid_subset_size": 10**6}, ("evaluation", "kid_subset_size 1000000", "num_images")),
         ({"stage1.num_microbatches": 3}, ("stage1", "batch_size", "num_microbatches", "3")),
         ({"prior.training.num_ray_workers": 3}, ("prior.training", "batch_size", "num_ray_workers", "3")),
-        ({"arms.dae.stage1.num_adversarial_steps": 780}, ("arms.dae.stage1: num_adversarial_steps 780", "head_start 50", "num_steps 800")),
+        ({"arms.dae.stage1.num_adversarial_steps": 780}, ("arms.dae.stage1: num_adversarial_steps 780", "head_start 100", "num_steps 800")),
         ({"arms.dae.stage2.num_steps": 0}, ("arms.dae", "stage2.num_steps is 0", "stage2.start must be stage1")),
         ({"arms.baseline.stage2.latent_noise": ADDED}, ("arms.baseline", "stage2.num_steps is 0", "latent_noise must be null")),
         ({"arms.dae.stage2.latent_noise": SWAPPED, **KL}, ("arms.dae.stage2.latent_noise", "swapped needs tokens", "added")),
