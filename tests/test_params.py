@@ -215,7 +215,7 @@ def test_text_that_is_no_finite_number_gets_no_advice_to_write_one(tmp_path, key
         ({"arms.Bad-Name": ARM}, ("arms.Bad-Name", "^[a-z0-9_]+$")),
         ({"dataset.image_size": 15}, ("dataset.image_size", "15", "multiple of", "autoencoder.patch_size")),
         (
-            {"dataset.image_size": 8, "reconstruction_loss.discriminator_num_layers": 2},
+            {"dataset.image_size": 8, "reconstruction_loss.discriminator_num_layers": 2, "arms.dae.stage1.num_adversarial_steps": 160},
             ("discriminator_num_layers 2", "dataset.image_size 8", "fewer than 3 pixels"),
         ),
         ({"dataset.source": "~/images"}, ("dataset", "source", "~/images", "whole path")),

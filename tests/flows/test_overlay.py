@@ -168,7 +168,7 @@ def test_arms_keep_the_comments_of_the_default_and_new_ones_their_own(preset):
     )
     text = compose(DEFAULT, preset)
     arms = text[text.index("arms:    ") : text.index("\n\nfreeze:")].splitlines()
-    dae = TEXT[TEXT.index("  dae:    ") : TEXT.index("  refit:  ")].splitlines()
+    dae = TEXT[TEXT.index("  dae:    ") : TEXT.index("  dae_long:  ")].splitlines()
     stages = [line for line in TEXT.splitlines() if "start: stage1, learning_rate_factor: 1.0" in line or "num_steps: 1600" in line][:2]
     key = next(line for line in TEXT.splitlines() if line.startswith("arms:"))
     assert arms == [
@@ -228,6 +228,6 @@ def test_differences_are_dotted_keys_with_readable_values():
         "stage1.learning_rate: 0.005 -> 0.00001",
         "stage1.betas: [0.9, 0.99] -> [0.5, 0.9]",
         f"arms: {', '.join(TREE['arms'])} -> robust, dae",
-        "arms.robust.stage2.latent_noise: {kind: swapped, strength: 0.2} -> null",
+        "arms.robust.stage2.latent_noise: {kind: swapped, strength: 0.4} -> null",
     ]
     assert differences(TREE, merge(TREE, {"arms": TREE["arms"] | {"mine": {"stage1": None}}}))[1:] == ["arms.mine: {stage1: null}"]

@@ -119,7 +119,7 @@ def test_every_missing_key_of_the_record_is_one_line_that_names_it(tmp_path, kin
             path.write_text(json.dumps(broken))
             assert f"{path}: {key}: " in refusal(kind, tmp_path)
     config = next(name for name in ("autoencoder", "prior") if name in whole)
-    for key in whole[config]:
+    for key in whole[config].keys() - {"decoder_block_dropout"}:  # files of before it was there lack it, and had none
         path.write_text(json.dumps({**whole, config: {name: value for name, value in whole[config].items() if name != key}}))
         message = refusal(kind, tmp_path)
         assert str(path) in message and key in message

@@ -227,7 +227,7 @@ def test_every_missing_key_of_a_record_is_one_line_that_names_it(tmp_path, file)
             path.write_text(json.dumps(broken))
             assert f"{path}: {key}: " in refusal(tmp_path)
     for section in ("autoencoder", "bottleneck") if file == "config.json" else ():
-        for key in whole[section]:
+        for key in whole[section].keys() - {"decoder_block_dropout"}:  # files of before it was there lack it, and had none
             path.write_text(json.dumps({**whole, section: {name: value for name, value in whole[section].items() if name != key}}))
             message = refusal(tmp_path)
             assert str(path) in message and key in message
