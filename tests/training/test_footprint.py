@@ -149,6 +149,9 @@ def test_stage1_of_absurd_sizes_is_one_line(tmp_path, section, changes, message)
     write_manifest(tmp_path, {"train": [entry], "validation": [entry]}, 32, "png", [])
     params = load_params(PROJECT / "params.yaml")
     params = params.model_copy(update={section: getattr(params, section).model_copy(update=changes)})
+    baseline = params.arms["baseline"]
+    adversarial = baseline.model_copy(update={"stage1": baseline.stage1.model_copy(update={"num_adversarial_steps": 100})})
+    params = params.model_copy(update={"arms": params.arms | {"baseline": adversarial}})
     stage = ("autoencoder", "bottleneck", "reconstruction_loss", "stage1", "arms.{arm}.stage1")
     view = select_sections(params, stage, "baseline")
     view.seed = 0
