@@ -165,6 +165,7 @@ def test_every_kind_keeps_the_interface_that_stages_rely_on(config):
     assert output.loss.shape == () and all(metric.shape == () and not metric.requires_grad for metric in output.metrics.values())
     (output.z.square().sum() + output.loss).backward()
     assert z.grad.abs().sum() > 0
+    assert bottleneck.end_step().dtype == torch.int64
     if bottleneck.is_discrete:
         assert latents["tokens"].dtype == torch.int64 and 0 <= latents["tokens"].min() <= latents["tokens"].max() < bottleneck.num_codes
     else:
