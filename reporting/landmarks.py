@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 from reporting.arms import Bracket, find_bracket, is_joint
 from reporting.pairing import floor_of, mean_log_excess
-from reporting.statistics import MARGIN
 
 MEASURE = "run dvc repro reference evaluate"
 
@@ -22,9 +21,10 @@ class Landmarks:
 
     Attributes:
         first: the experiment's first arm.
-        baseline: the arm that all others are compared with: the best joint training where its samples beat the first arm's by more than
-            5 % of what lies above the floor, else the first arm. It is chosen on the seeds that compare it, which flatters it: an error
-            of this choice speaks against decoupling.
+        baseline: the arm that all others are compared with: the best joint training by the mean of what lies above the floor, by however
+            little. An arm that is frozen shares its encoder and prior with the joint training of as many steps: were a lead of that within
+            the margin left out, the frozen arm would be called better by it. The baseline is chosen on the seeds that compare it, which
+            flatters it: an error of this choice speaks against decoupling.
         edges: the arms of fewest and of most steps -> their distance above the floor over that of the best joint training that is neither;
             empty where the steps are not bracketed, or a value is at or below the floor.
         fewest: the arm of fewest steps; None where there is none.
@@ -54,7 +54,7 @@ def find_landmarks(summary: dict, arms: dict[str, dict]) -> Landmarks:
     logs = {arm: mean_log_excess(summary, arm, key) for arm in arms if arm == first or is_joint(arms[arm])}
     measured = {arm: log for arm, log in logs.items() if log is not None}
     best = min(measured, key=measured.get, default=first)
-    is_better = first in measured and measured[best] < measured[first] - MARGIN
+    is_better = first in measured and measured[best] < measured[first]
     bracket = find_bracket(arms)
     edges = {} if bracket.missing or None in logs.values() else _edges(logs, (bracket.fewest, bracket.most))
     advice = "" if edges else _advice(first, arms, bracket, floor_of(summary, key))

@@ -235,7 +235,7 @@ def _selections(
         )
     if landmarks.replaces:
         sentences.append(
-            f"{landmarks.baseline} was chosen as the baseline on these very seeds, as it beats {landmarks.replaces} by more than 5 %: "
+            f"{landmarks.baseline} was chosen as the baseline on these very seeds, as it beats {landmarks.replaces}: "
             "that flatters it, and so can only speak against decoupling."
         )
     return sentences

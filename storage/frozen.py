@@ -94,7 +94,7 @@ class Frozen:
 
 def encoder_config(autoencoder: AutoencoderConfig, bottleneck: dict) -> dict:
     """The config of what gets frozen: the decoder's own settings are left out, so that they do not change the hash."""
-    shared = {**asdict(autoencoder), "decoder_channels": autoencoder.channels, "decoder_dropout": 0.0}
+    shared = {**asdict(autoencoder), "decoder_channels": autoencoder.channels, "decoder_dropout": 0.0, "decoder_block_dropout": 0.0}
     return {"autoencoder": shared, "bottleneck": bottleneck}
 
 
