@@ -107,7 +107,7 @@ def test_a_change_of_plumbing_reruns_nothing(finished):
     [
         ("models/latent_noise.py", {"stage1", "stage2"}),
         ("training/schedule.py", {"stage1", "stage2", "prior"}),
-        ("models/dit.py", {"prior", "sample"}),
+        ("models/dit.py", {"prior", "sample", "evaluate"}),
         ("storage/latents.py", {"stage1", "encode", "stage2", "prior", "evaluate"}),
         ("reporting/verdict.py", {"report"}),
     ],

@@ -34,7 +34,7 @@ def test_a_stage_may_see_one_value_of_a_section():
 def test_an_arm_that_is_not_declared(arm):
     with pytest.raises(PipelineError) as error:
         select_sections(load_params(FILE), ("arms.{arm}.stage1",), arm)
-    assert str(arm) in str(error.value) and "baseline, dae" in str(error.value)
+    assert str(arm) in str(error.value) and "baseline, joint_quarter, " in str(error.value)
 
 
 def test_an_arm_that_is_not_run_is_held_against_the_sections_when_it_is_asked_for():

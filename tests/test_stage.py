@@ -363,7 +363,7 @@ def run_task(task: str, *arguments: str, cwd: Path) -> tuple[int, str]:
 @pytest.mark.parametrize(
     ("arguments", "text", "expected"),
     [
-        (("stage1", "--arm", "dea", "--seed", "0"), None, ("--arm dea", "baseline, dae")),
+        (("stage1", "--arm", "dea", "--seed", "0"), None, ("--arm dea", "baseline, joint_quarter, ")),
         (("stage1", "--arm", "dae", "--seed", "0"), None, ("artifacts/shards", "dvc repro")),
         (("stage1", "--arm", "dae", "--seed", "-1"), None, ("--seed -1", "0 or larger")),
         (("freeze", "--arm", "dae", "--seed", "0"), "stage1: {", ("params.yaml", "not valid YAML")),
